@@ -1,0 +1,348 @@
+"""Downloads from a server on this machine that drops, corrupts, stalls, lies and refuses."""
+
+import hashlib
+import http.server
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from conftest import ROOT, TINY, write_model
+
+import utils
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """{filename: bytes} of a whole model, small enough to be fetched often."""
+    folder = tmp_path_factory.mktemp("release") / "124M"
+    write_model(folder, TINY)
+    return {name: (folder / name).read_bytes() for name in utils.FILES}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves files under /124M/. behave(handler, name, body) may answer instead; it returns True where it has."""
+    daemon_threads = True
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.log, self.behave = files, [], lambda handler, name, body: False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def names(self):
+        return [name for name, _ in self.log]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def start(self, status, length=None, **headers):
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def do_GET(self):
+        name = self.path.split("/")[-1]
+        self.server.log.append((name, self.headers.get("Range")))
+        body = self.server.files.get(name) if self.path == f"/124M/{name}" else None
+        if body is None:
+            return self.start(404, 0)
+        try:
+            if not self.server.behave(self, name, body):
+                self.whole_or_range(body)
+        except ConnectionError:
+            pass
+
+    def whole_or_range(self, body, up_to=None):
+        first = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
+        if first >= len(body) and "Range" in self.headers:
+            return self.start(416, 0, Content_Range=f"bytes */{len(body)}")
+        headers = {"Content_Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}
+        self.start(206 if first else 200, len(body) - first, **headers)
+        self.wfile.write(body[first:up_to])
+
+
+@pytest.fixture
+def server(files, monkeypatch):
+    server = Server(dict(files))
+    monkeypatch.setenv("GPT2_MODELS_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setitem(utils.SHA256, "124M", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
+    monkeypatch.setattr(utils.time, "sleep", lambda seconds: slept.append(seconds))
+    slept = server.slept = []
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def fetch(server, tmp_path):
+    folder = tmp_path / "models" / "124M"
+
+    def fetch():
+        utils.download_gpt2_files("124M", str(folder))
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+    fetch.folder = folder
+    return fetch
+
+
+def test_seven_files_and_nothing_else(fetch, server, files):
+    assert fetch() == files and server.names() == utils.FILES
+    assert fetch() == files and server.names() == utils.FILES  # a second time asks for nothing
+
+
+def test_a_model_is_downloaded_when_it_is_first_loaded(fetch, server, files):
+    load = lambda: utils.load_encoder_hparams_and_params("124M", str(fetch.folder.parent))
+    assert load()[1] == TINY and load()[1] == TINY and server.names() == utils.FILES
+
+
+@pytest.mark.parametrize("name", ["encoder.json", "hparams.json", "vocab.bpe", utils.DATA, "model.ckpt.index"])
+@pytest.mark.parametrize("cut", [1, 0.5, None])
+def test_a_file_that_another_tool_left_half_done_is_noticed_at_load(fetch, server, files, name, cut):
+    fetch()
+    path = fetch.folder / name
+    if cut is None:
+        path.unlink()
+    else:
+        os.truncate(path, len(files[name]) - 1 if cut == 1 else int(cut * len(files[name])))
+    server.log.clear()
+    assert utils.load_encoder_hparams_and_params("124M", str(fetch.folder.parent))[1] == TINY
+    if path.read_bytes() != files[name]:  # a last byte that says nothing: the end of the JSON text or of the index
+        assert cut == 1 and server.log == [] and name in ("hparams.json", "encoder.json", "model.ckpt.index")
+    else:
+        assert server.names() == [name]
+
+
+def test_a_wrong_file_in_place_is_replaced(fetch, server, files):
+    fetch()
+    (fetch.folder / utils.DATA).write_bytes(files[utils.DATA][:-4] + b"1234")
+    server.log.clear()
+    assert fetch() == files and server.names() == [utils.DATA]
+
+
+def test_a_dropped_connection_is_resumed(fetch, server, files):
+    """Dropped again and again, each time after some progress: that is no reason to give up."""
+    step = len(files[utils.DATA]) // 12 + 1
+
+    def behave(handler, name, body):
+        if name == utils.DATA:
+            first = int((handler.headers["Range"] or "bytes=0-")[6:-1])
+            handler.whole_or_range(body, first + step)
+            handler.wfile.flush()
+            handler.connection.close()
+            return True
+    server.behave = behave
+    assert fetch() == files
+    asked = [int((wanted or "bytes=0-")[6:-1]) for name, wanted in server.log if name == utils.DATA]
+    assert asked == sorted(set(asked)) and len(asked) > 2 * utils.TRIES  # from where it broke off, not from the beginning
+
+
+def test_a_server_without_range_begins_anew(fetch, server, files):
+    def behave(handler, name, body):
+        if name == utils.DATA:
+            handler.start(200, len(body))
+            handler.wfile.write(body if server.names().count(name) == 3 else body[:100_000])
+            handler.wfile.flush()
+            handler.connection.close()
+            return True
+    server.behave = behave
+    assert fetch() == files and server.names().count(utils.DATA) == 3
+
+
+def test_a_server_that_always_drops_at_the_same_place_is_given_up(fetch, server):
+    def behave(handler, name, body):
+        handler.start(200, len(body))
+        handler.wfile.write(body[:10])
+        handler.wfile.flush()
+        handler.connection.close()
+        return True
+    server.behave = behave
+    with pytest.raises(OSError, match="tried 5 times"):
+        fetch()
+    assert len(server.log) <= utils.TRIES + 1 and not (fetch.folder / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_trouble_that_passes(fetch, server, files, status):
+    def behave(handler, name, body):
+        if server.names().count(name) <= 2 and name == "vocab.bpe":
+            handler.start(status, 0, Retry_After="7")
+            return True
+    server.behave = behave
+    assert fetch() == files and server.slept == [7, 7]
+
+
+def test_trouble_that_stays(fetch, server):
+    server.behave = lambda handler, name, body: handler.start(503, 0) or True
+    with pytest.raises(OSError, match=r"/124M/checkpoint, tried 5 times: HTTP 503 .*; check the network"):
+        fetch()
+    assert server.slept == [0.5, 1, 2, 4] and list(fetch.folder.glob("*")) == [fetch.folder / "checkpoint.part"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_refusal_is_final(fetch, server, status):
+    server.behave = lambda handler, name, body: handler.start(status, 0) or True
+    with pytest.raises(OSError, match=f"/124M/checkpoint: HTTP {status}"):
+        fetch()
+    assert len(server.log) == 1
+
+
+@pytest.mark.parametrize("lie", ["corrupt", "page", "longer", "shorter", "gzip"])
+def test_bytes_that_are_not_the_models_are_refused_and_removed(fetch, server, files, lie):
+    def behave(handler, name, body):
+        if name == "encoder.json":
+            other = {"corrupt": body[:5000] + b"?" + body[5001:], "page": b"<html>Log in to the network</html>",
+                     "longer": body + b"\n", "shorter": body[:-1], "gzip": body}[lie]
+            handler.start(200, len(other), **({"Content_Encoding": "gzip"} if lie == "gzip" else {}))
+            handler.wfile.write(other)
+            return True
+    server.behave = behave
+    with pytest.raises(OSError, match="cannot fetch" if lie == "gzip" else "encoder.json has the SHA-256 .* instead of .*: it was removed"):
+        fetch()
+    assert not (fetch.folder / "encoder.json").exists()
+    if lie != "gzip":
+        assert sorted(path.name for path in fetch.folder.iterdir()) == ["checkpoint"]
+    server.behave = lambda handler, name, body: False
+    assert fetch() == files
+
+
+@pytest.mark.parametrize("content_range", ["bytes 0-9/10", "nonsense", ""])
+def test_an_answer_that_is_not_the_range_asked_for(fetch, server, files, content_range):
+    fetch.folder.mkdir(parents=True)
+    (fetch.folder / (utils.DATA + ".part")).write_bytes(files[utils.DATA][:1000])
+
+    def behave(handler, name, body):
+        if "Range" in handler.headers:
+            handler.start(206, len(body), Content_Range=content_range)
+            handler.wfile.write(body)
+            return True
+    server.behave = behave
+    assert fetch() == files
+
+
+@pytest.mark.parametrize("n", [1000, "all", "more"])
+def test_the_part_of_an_earlier_start_is_gone_on_with(fetch, server, files, n):
+    body = files[utils.DATA]
+    fetch.folder.mkdir(parents=True)
+    (fetch.folder / (utils.DATA + ".part")).write_bytes({1000: body[:1000], "all": body, "more": body + b"xx"}[n])
+    assert fetch() == files
+
+
+def test_the_part_of_another_file_is_found_out(fetch, server, files):
+    fetch.folder.mkdir(parents=True)
+    (fetch.folder / (utils.DATA + ".part")).write_bytes(b"x" * 1000)
+    with pytest.raises(OSError, match="SHA-256"):
+        fetch()
+    assert fetch() == files
+
+
+def test_a_server_that_stalls(fetch, server, files, monkeypatch):
+    monkeypatch.setattr(utils, "TIMEOUT", (1, 0.3))
+
+    def behave(handler, name, body):
+        if name == utils.DATA and server.names().count(name) == 1:
+            handler.start(200, len(body))
+            handler.wfile.write(body[:1000])
+            handler.wfile.flush()
+            threading.Event().wait(2)
+            return True
+    server.behave = behave
+    assert fetch() == files
+
+
+def test_no_network(fetch, server, monkeypatch):
+    monkeypatch.setenv("GPT2_MODELS_URL", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="cannot fetch http://127.0.0.1:9/124M/checkpoint, tried 5 times: .*; check the network, or copy"):
+        fetch()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://x", "http://"])
+def test_an_address_that_is_none(fetch, monkeypatch, url):
+    monkeypatch.setenv("GPT2_MODELS_URL", url)
+    with pytest.raises(OSError, match="cannot fetch .*; check .*GPT2_MODELS_URL"):
+        fetch()
+
+
+def test_the_sizes_of_the_models_without_digests(fetch, server, tmp_path, monkeypatch):
+    folder, body = tmp_path / "774M", b"x" * 1000
+    monkeypatch.setattr(utils, "DATA_BYTES", {"774M": 1000})
+    server.files = {name: body for name in utils.FILES}
+    monkeypatch.setenv("GPT2_MODELS_URL", os.environ["GPT2_MODELS_URL"] + "/124M/..")
+    server.behave = lambda handler, name, _: False
+    real = Handler.do_GET
+    monkeypatch.setattr(Handler, "do_GET", lambda self: (setattr(self, "path", self.path.replace("774M", "124M").replace("/124M/../", "/")), real(self)))
+    utils.download_gpt2_files("774M", str(folder))
+    server.files[utils.DATA] = body[:-1]
+    (folder / utils.DATA).write_bytes(body[:-1])
+    with pytest.raises(OSError, match="has 999 bytes instead of 1,000: it was removed"):
+        utils.download_gpt2_files("774M", str(folder))
+    parameters = lambda n_embd, n_layer: (50257 + 1024 + 2) * n_embd + n_layer * (12 * n_embd**2 + 13 * n_embd)
+    monkeypatch.undo()
+    assert utils.DATA_BYTES == {"774M": 4 * parameters(1280, 36), "1558M": 4 * parameters(1600, 48)}
+
+
+PROCESS = textwrap.dedent("""
+    import sys, utils
+    exec(sys.stdin.readline())  # the digests
+    utils.download_gpt2_files("124M", sys.argv[1])
+""")
+
+
+def start(folder, files, **kwargs):
+    digests = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    process = subprocess.Popen([sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+    process.stdin.write(f"utils.SHA256['124M'] = {digests!r}\n".encode())
+    process.stdin.close()
+    return process
+
+
+def slowly(handler, name, body):
+    first = int((handler.headers["Range"] or "bytes=0-")[6:-1])
+    handler.start(206 if first else 200, len(body) - first, **({"Content_Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}))
+    for i in range(first, len(body), 100_000):
+        handler.wfile.write(body[i:i + 100_000])
+        time.sleep(0.01)
+    return True
+
+
+def test_killed_at_any_moment(fetch, server, files):
+    server.behave = slowly
+    for delay in 0.35, 0.45, 0.55, 0.7, 0.9:
+        process = start(fetch.folder, files)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for path in fetch.folder.glob("*") if fetch.folder.exists() else ():
+            assert path.name.endswith(".part") or path.read_bytes() == files[path.name]
+    assert fetch() == files
+
+
+def test_two_processes_at_once(fetch, server, files):
+    server.behave = slowly
+    processes = [start(fetch.folder, files) for _ in range(3)]
+    said = [process.stderr.read() for process in processes]
+    assert [process.wait() for process in processes] == [0, 0, 0], said
+    assert fetch() == files and sorted(server.names()) == sorted(utils.FILES)  # each file was fetched once
+
+
+def test_a_full_disk(fetch, server, files):
+    """A limit on the size of a file stands in for the full disk: to the program both are a failing write."""
+    limit = textwrap.dedent("""
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
+    """)
+    done = subprocess.run([sys.executable, "-c", limit + PROCESS, str(fetch.folder)], cwd=ROOT, capture_output=True,
+                          input=("utils.SHA256['124M'] = %r\n" % utils.SHA256["124M"]).encode())
+    assert b"OSError: cannot write" in done.stderr and b"beyond 700,000 bytes: File too large; make room" in done.stderr
+    assert (fetch.folder / "encoder.json.part").stat().st_size == 700_000 and not (fetch.folder / "encoder.json").exists()
+    assert fetch() == files

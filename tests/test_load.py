@@ -1,0 +1,174 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, flat, nested, write_checkpoint, write_model
+import golden
+
+import utils
+
+SMALL = {"n_vocab": 97, "n_ctx": 16, "n_embd": 20, "n_head": 5, "n_layer": 11}  # h10 sorts before h2; offsets that are no multiple of 64
+
+
+def tensors(hparams=SMALL):
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in golden.shapes(**hparams).items()}
+
+
+def assert_equal(params, expected):
+    params, expected = flat(params), flat(expected)
+    assert [(path, a.shape, a.dtype) for path, a in params] == [(path, a.shape, np.float32) for path, a in expected]
+    for (_, a), (_, b) in zip(params, expected):
+        np.testing.assert_array_equal(a, b)
+
+
+def load_in_a_fresh_process(prefix, hparams=SMALL):
+    """Loads, and says whether that took TensorFlow."""
+    code = "import sys, json, utils; utils.load_gpt2_params_from_tf_ckpt(sys.argv[1], json.loads(sys.argv[2])); print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(prefix), json.dumps(hparams)], cwd=ROOT, capture_output=True, check=True)
+    assert done.stderr == b""
+    return done.stdout.strip() == b"True"
+
+
+def test_openais_layout_is_mapped_without_tensorflow(tmp_path):
+    expected = tensors()
+    write_checkpoint(tmp_path / "model.ckpt", expected)
+    params = utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL)
+    assert_equal(params, nested(expected))
+    assert not load_in_a_fresh_process(tmp_path / "model.ckpt")
+    for _, array in flat(params):  # views of one mapping, not copies
+        while array.base is not None and not isinstance(array, np.memmap):
+            array = array.base
+        assert isinstance(array, np.memmap)
+
+
+def test_writing_to_a_parameter_leaves_the_file_alone(tmp_path):
+    write_checkpoint(tmp_path / "model.ckpt", tensors())
+    before = (tmp_path / "model.ckpt.data-00000-of-00001").read_bytes()
+    params = utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL)
+    params["wte"][:] = 7
+    assert (params["wte"] == 7).all() and (tmp_path / "model.ckpt.data-00000-of-00001").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["reversed", "swapped", "extra", "shards", "wide", "narrow", "flat"])
+def test_any_other_checkpoint_goes_through_tensorflow(tmp_path, kind):
+    expected = tensors()
+    written, shards = dict(expected), 1
+    if kind == "reversed":
+        written = dict(reversed(expected.items()))
+    elif kind == "swapped":  # two tensors of the same size, so that nothing but their places differs
+        names = list(expected)
+        i, j = names.index("model/h0/ln_1/b"), names.index("model/h10/ln_2/g")
+        names[i], names[j] = names[j], names[i]
+        written = {name: expected[name] for name in names}
+    elif kind == "extra":
+        written = {"global_step": np.int64(3), **expected, "model/wte/Adam": expected["model/wte"] * 2}
+    elif kind == "shards":
+        shards = 2
+    elif kind == "wide":
+        written = {name: array.astype(np.float64) for name, array in expected.items()}
+    elif kind == "narrow":
+        written = {name: array.astype(np.float16) for name, array in expected.items()}
+        expected = {name: array.astype(np.float32) for name, array in written.items()}
+    else:  # without OpenAI's leading axis, which is a matter of the index alone: such a file can still be mapped
+        written = {name: array.squeeze(0) if array.ndim == 3 else array for name, array in expected.items()}
+    write_checkpoint(tmp_path / "model.ckpt", written, shards)
+    assert_equal(utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL), nested(expected))
+    assert load_in_a_fresh_process(tmp_path / "model.ckpt") == (kind != "flat")
+
+
+def test_both_ways_give_the_same(tmp_path):
+    write_checkpoint(tmp_path / "model.ckpt", tensors())
+    shapes = {name.removeprefix("model/"): list(shape)[-2:] for name, shape in golden.shapes(**SMALL).items()}
+    prefix = str(tmp_path / "model.ckpt")
+    mapped, read = utils._map(prefix, shapes), utils._read_with_tensorflow(prefix, shapes)
+    assert mapped.keys() == read.keys()
+    for name in mapped:
+        np.testing.assert_array_equal(mapped[name], read[name])
+
+
+def test_a_checkpoint_that_is_cut_short_or_does_not_fit(tmp_path):
+    prefix = str(tmp_path / "model.ckpt")
+    write_checkpoint(prefix, tensors())
+    data, index = tmp_path / "model.ckpt.data-00000-of-00001", tmp_path / "model.ckpt.index"
+    with pytest.raises(ValueError, match="model/h11"):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, {**SMALL, "n_layer": 12})
+    with pytest.raises(ValueError, match=r"wpe \[16, 20\] instead of \[17, 20\]"):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, {**SMALL, "n_ctx": 17})
+    size = data.stat().st_size
+    os.truncate(data, size - 4)
+    with pytest.raises(ValueError, match=f"it has {size - 4:,} bytes, but its tensors take {size:,}"):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+    write_checkpoint(prefix, dict(reversed(tensors().items())))
+    os.truncate(data, size // 2)
+    with pytest.raises(ValueError, match="TensorFlow cannot read"):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+    os.truncate(index, 100)
+    with pytest.raises(ValueError, match="TensorFlow cannot read"):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+    index.unlink()
+    with pytest.raises(FileNotFoundError):
+        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+
+
+# --- a folder as a model ---
+
+
+def test_a_folder_is_a_model_by_its_name(tmp_path):
+    expected = write_model(tmp_path / "my model-1.5", TINY)
+    encoder, hparams, params = utils.load_encoder_hparams_and_params("my model-1.5", str(tmp_path))
+    assert hparams == TINY and encoder.encode(" theorized") == [18765, 1143]
+    assert_equal(params, nested(expected))
+
+
+def test_the_name_of_a_model_is_a_name(own_models_dir):
+    for name in "", ".", "..", "../tiny", "tiny/", "/tmp", "a/b":
+        with pytest.raises(ValueError, match="must be the name of a model alone"):
+            utils.load_encoder_hparams_and_params(name, str(own_models_dir))
+    for name in "125M", "tinyy", "124m":
+        with pytest.raises(ValueError, match=f"unknown model_size='{name}': choose one of 124M, 355M, 774M, 1558M, tiny, or"):
+            utils.load_encoder_hparams_and_params(name, str(own_models_dir))
+    with pytest.raises(ValueError, match="choose one of 124M, 355M, 774M, 1558M, or"):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir / "nowhere"))
+
+
+@pytest.mark.parametrize("name", utils.FILES)
+def test_a_model_of_ones_own_that_lacks_a_file(own_models_dir, name):
+    (own_models_dir / "tiny" / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"tiny lacks {name}: a model is a folder with "):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+
+
+@pytest.mark.parametrize("name", ["encoder.json", "hparams.json", utils.DATA, "model.ckpt.index"])
+def test_a_model_of_ones_own_that_is_cut_short(own_models_dir, name):
+    path = own_models_dir / "tiny" / name
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="is damaged|cannot read"):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+
+
+@pytest.mark.parametrize("change", [{"n_head": 5}, {"n_layer": 0}, {"n_ctx": "64"}, {"n_embd": 12.0}, {"n_vocab": None}])
+def test_hparams_that_make_no_sense(own_models_dir, change):
+    (own_models_dir / "tiny" / "hparams.json").write_text(json.dumps({**TINY, **change}))
+    with pytest.raises(ValueError, match="must give n_vocab, n_ctx, n_embd, n_head, n_layer as positive whole numbers"):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+
+
+def test_a_vocabulary_larger_than_the_model(own_models_dir):
+    (own_models_dir / "tiny" / "hparams.json").write_text(json.dumps({**TINY, "n_vocab": 50000}))
+    with pytest.raises(ValueError, match="50257 tokens, over n_vocab=50000"):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+
+
+def test_models_beside_the_program_are_found_from_anywhere(own_models_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert utils.load_encoder_hparams_and_params("tiny", "models")[1] == TINY  # a folder "models" here has it
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(utils, "__file__", str(tmp_path / "utils.py"))
+    assert utils.load_encoder_hparams_and_params("tiny", "models")[1] == TINY
+    with pytest.raises(ValueError, match="unknown"):
+        utils.load_encoder_hparams_and_params("tiny", "models/")

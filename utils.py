@@ -1,0 +1,402 @@
+"""From the name of a model to (encoder, hparams, params): download, check and load a checkpoint.
+
+A model is a folder, models/NAME, with the seven files of OpenAI's releases. Three of them matter most here:
+hparams.json gives the sizes, model.ckpt.data-00000-of-00001 the numbers, model.ckpt.index the place of each tensor
+among them. In OpenAI's files the tensors lie sorted by name, float32, back to back: all of the data file is mapped
+into memory as it is and cut into arrays, which takes a millisecond and reads only what the model then touches.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+
+from encoder import get_encoder
+
+DATA = "model.ckpt.data-00000-of-00001"
+FILES = ["checkpoint", "encoder.json", "hparams.json", DATA, "model.ckpt.index", "model.ckpt.meta", "vocab.bpe"]
+HPARAMS = ["n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"]
+
+_SHARED = {  # the same in every release
+    "checkpoint": "dd1b025d2e155283f5e300ce95bf6d5b6bc0f7fe010db73daa6975eb896ab9cb",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+SHA256 = {  # what can be downloaded: {model_size: {filename: hex digest, where it is known}}
+    "124M": {
+        **_SHARED,
+        "hparams.json": "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
+        DATA: "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
+        "model.ckpt.index": "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
+        "model.ckpt.meta": "4668c448fa11531fd6700460487f73e82d3272960cea942252f8744bf225c77b",
+    },
+    "355M": {
+        **_SHARED,
+        "hparams.json": "310dfdb1f0c786b79d93459eaa470f3978d873bdc3e1f9fed1cad24d9dd0b1f6",
+        DATA: "22b4212602a087d1cdeec3509648f4d7b1f181eaa33ce0f3c688fbfb732d622f",
+        "model.ckpt.index": "4490e7b1f5ec0abfc1e111fcd27cdda7cb280c597ba0a885c364134e62ce43aa",
+        "model.ckpt.meta": "06e1a92057d2a4fbdc483bd1f61a26cc274f1c999b84c6d9e9c50aa8d5ead44a",
+    },
+    "774M": {},
+    "1558M": {},
+}
+DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # where no digest is known: 4 bytes x parameters
+
+TIMEOUT = 10, 30  # seconds to connect, and between two reads
+TRIES = 5  # in a row without a single new byte; half a second after the first, twice as long after each further one
+RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP answers that may be better next time
+
+
+# --- download ---
+
+
+def download_gpt2_files(model_size, model_dir):
+    """Fetches a model's seven files into model_dir from {GPT2_MODELS_URL}/{model_size}/, by default OpenAI's address.
+
+    A file gets its name only when it is whole and right; until then it is NAME.part, which the next start goes on
+    with. Files that are there already and have the right digest (or, where none is known, size) are kept.
+    Raises OSError: no network, no space, no such file, bytes that are not the model's.
+    """
+    base = os.environ.get("GPT2_MODELS_URL") or "https://openaipublic.blob.core.windows.net/gpt-2/models"
+    os.makedirs(model_dir, exist_ok=True)
+    with _locked(model_dir):
+        for name in FILES:
+            url, path = f"{base.rstrip('/')}/{model_size}/{name}", os.path.join(model_dir, name)
+            digest = SHA256.get(model_size, {}).get(name)
+            size = DATA_BYTES.get(model_size) if name == DATA else None
+            if (digest or size) and os.path.exists(path) and not _problem(path, digest, size):
+                continue
+            _fetch(url, path + ".part")
+            if problem := _problem(path + ".part", digest, size):
+                os.remove(path + ".part")
+                raise OSError(f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address")
+            os.replace(path + ".part", path)
+
+
+def _problem(path, digest, size):
+    """What is wrong with a file of which digest and size may be known, or None."""
+    if size and os.path.getsize(path) != size:
+        return f"has {os.path.getsize(path):,} bytes instead of {size:,}"
+    if digest:
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                found.update(block)
+        if found.hexdigest() != digest:
+            return f"has the SHA-256 {found.hexdigest()} instead of {digest}"
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Lets one process at a time into the block. The lock ends with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock: there, start one download at a time
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch(url, part):
+    """Appends to the file part what it still lacks of url, trying again where that may help."""
+    import requests
+    from tqdm import tqdm
+
+    tries, longest, name = 0, 0, os.path.basename(part)[:-len(".part")]
+    with open(part, "ab", buffering=0) as file, tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        while True:
+            try:
+                return _fetch_rest(url, file, bar)
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                tries = 1 if file.tell() > longest else tries + 1
+                longest = max(longest, file.tell())
+                if tries == TRIES:
+                    raise OSError(f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
+                                  f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL") from None
+                bar.set_postfix_str(f"try {tries + 1} of {TRIES}")
+                after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+                time.sleep(max(2 ** (tries - 2), min(int(after), 60) if after.isdigit() else 0))
+            except requests.RequestException as error:
+                raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
+            except OSError as error:
+                raise OSError(f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, or "
+                              f"name another folder with models_dir") from None
+
+
+def _fetch_rest(url, file, bar):
+    """One request for the bytes of url from the end of file on. Raises requests.ConnectionError if some are missing."""
+    import requests
+
+    have = file.seek(0, os.SEEK_END)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        status, content_range = response.status_code, response.headers.get("Content-Range", "")
+        if status in RETRY:
+            raise requests.ConnectionError(f"HTTP {status} {response.reason}", response=response)
+        if status >= 400 and status != 416:
+            raise requests.HTTPError(f"HTTP {status} {response.reason}")
+        if status == 416 and content_range == f"bytes */{have}":
+            return  # Range Not Satisfiable: nothing was missing
+        if have and not (status == 206 and content_range.startswith(f"bytes {have}-")):
+            have = file.seek(file.truncate(0))  # a server without Range begins anew, and so do we
+            if status != 200:
+                raise requests.ConnectionError(f"HTTP {status} with Content-Range {content_range!r}", response=response)
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
+        bar.total, bar.n = total, have
+        for block in response.iter_content(2**16):  # what a broken connection delivers of a block is lost
+            bar.update(len(block))
+            while block:  # a disk that is nearly full takes a part of it first
+                block = block[file.write(block):]
+    if total is not None and file.tell() != total:
+        raise requests.ConnectionError(f"got {file.tell():,} of {total:,} bytes")
+
+
+# --- load ---
+
+
+def load_encoder_hparams_and_params(model_size, models_dir):
+    """(encoder, hparams, params) of models_dir/model_size; if it is one of OpenAI's, what is missing is downloaded.
+
+    models_dir "models" is the folder beside this file, unless the current folder has a models/model_size of its own.
+    Raises ValueError or OSError: no such model, a file that is missing or damaged, a download that failed.
+    """
+    model_size = str(model_size)
+    if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
+        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; its folder's path is models_dir")
+    if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, model_size)):
+        models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
+    model_dir = os.path.join(models_dir, model_size)
+    if model_size in SHA256:
+        try:
+            return _load(model_dir, whole_vocabulary=True)
+        except (FileNotFoundError, ValueError):  # never fetched, or cut short by whoever did
+            download_gpt2_files(model_size, model_dir)
+    elif not os.path.isdir(model_dir):
+        known = sorted({*SHA256, *(entry.name for entry in os.scandir(models_dir) if entry.is_dir())}
+                       if os.path.isdir(models_dir) else SHA256, key=lambda name: (name not in SHA256, len(name), name))
+        raise ValueError(f"unknown model_size={model_size!r}: choose one of {', '.join(known)}, or make a folder {model_dir}")
+    return _load(model_dir)
+
+
+def _load(model_dir, whole_vocabulary=False):
+    if missing := [name for name in FILES if not os.path.isfile(os.path.join(model_dir, name))]:
+        raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}: a model is a folder with {', '.join(FILES)}")
+    try:
+        with open(os.path.join(model_dir, "hparams.json"), encoding="utf-8") as file:
+            hparams = json.load(file)
+        encoder = get_encoder(os.path.basename(model_dir), os.path.dirname(model_dir))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"hparams.json, encoder.json or vocab.bpe in {model_dir} is damaged: {error}") from None
+    sizes = hparams if isinstance(hparams, dict) else {}
+    if not all(type(sizes.get(name)) is int and sizes[name] > 0 for name in HPARAMS) or sizes["n_embd"] % sizes["n_head"]:
+        raise ValueError(f"{model_dir}/hparams.json must give {', '.join(HPARAMS)} as positive whole numbers, with n_embd "
+                         f"a multiple of n_head; it gives {hparams}")
+    if len(encoder.encoder) > hparams["n_vocab"]:
+        raise ValueError(f"{model_dir}/encoder.json has {len(encoder.encoder)} tokens, over n_vocab={hparams['n_vocab']}")
+    if whole_vocabulary:  # a line for the version and one for each token but the 256 bytes and <|endoftext|>
+        with open(os.path.join(model_dir, "vocab.bpe"), "rb") as file:
+            if file.read().count(b"\n") != hparams["n_vocab"] - 256:
+                raise ValueError(f"{model_dir}/vocab.bpe is damaged: it has not {hparams['n_vocab'] - 256} lines")
+    return encoder, hparams, load_gpt2_params_from_tf_ckpt(os.path.join(model_dir, "model.ckpt"), hparams)
+
+
+def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
+    """The parameters in a TensorFlow checkpoint, as nested dicts of float32 arrays (blocks is a list of dicts):
+
+        wte [n_vocab, n_embd]   wpe [n_ctx, n_embd]   ln_f {g, b} [n_embd]
+        blocks[i]: ln_1, ln_2 {g, b} [n_embd]
+                   attn: c_attn {w [n_embd, 3 * n_embd], b}, c_proj {w [n_embd, n_embd], b}
+                   mlp: c_fc {w [n_embd, 4 * n_embd], b}, c_proj {w [4 * n_embd, n_embd], b}
+
+    tf_ckpt_path is the path up to ".index". OpenAI's layout is mapped: writing to an array changes memory, not the
+    file. Any other goes through TensorFlow. Raises ValueError or OSError for a checkpoint that is not whole.
+    """
+    n_embd = hparams["n_embd"]
+    shapes = {"wte": [hparams["n_vocab"], n_embd], "wpe": [hparams["n_ctx"], n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
+    for i in range(hparams["n_layer"]):
+        for layer, n_in, n_out in ("attn/c_attn", 1, 3), ("attn/c_proj", 1, 1), ("mlp/c_fc", 1, 4), ("mlp/c_proj", 4, 1):
+            shapes[f"h{i}/{layer}/w"], shapes[f"h{i}/{layer}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
+        for name in "ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b":
+            shapes[f"h{i}/{name}"] = [n_embd]
+
+    params = {"blocks": [{} for _ in range(hparams["n_layer"])]}
+    arrays = _map(tf_ckpt_path, shapes) or _read_with_tensorflow(tf_ckpt_path, shapes)
+    for name, array in arrays.items():
+        *folders, last = name.split("/")  # h3/attn/c_attn/w becomes params["blocks"][3]["attn"]["c_attn"]["w"]
+        node = params["blocks"][int(folders.pop(0)[1:])] if folders and folders[0] != "ln_f" else params
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = array
+    return params
+
+
+def _map(tf_ckpt_path, shapes):
+    """The arrays {name: array} cut from the mapped data file, or None if its layout is not OpenAI's.
+
+    The index has an entry for each tensor, sorted by name: a protocol buffer that ends in "\x20 offset \x28 length
+    \x35 checksum" (an offset of 0 is left out). In OpenAI's layout we know each offset and length beforehand.
+    """
+    with open(tf_ckpt_path + ".index", "rb") as file:
+        index = file.read()
+    names = sorted(shapes, key=lambda name: f"model/{name}")  # h10 stands before h2
+    lengths = [4 * math.prod(shapes[name]) for name in names]
+    offsets = [0, *itertools.accumulate(lengths)]
+    at = 0
+    for offset, length in zip(offsets, lengths):
+        entry = (b"\x20" + _varint(offset) if offset else b"") + b"\x28" + _varint(length) + b"\x35"
+        if (at := index.find(entry, at) + 1) == 0:
+            return None
+    path = f"{tf_ckpt_path}.data-00000-of-00001"
+    size = os.path.getsize(path)
+    if size < offsets[-1]:
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors take {offsets[-1]:,}")
+    if size > offsets[-1]:
+        return None  # there are more tensors, an optimizer's say
+    data = np.asarray(np.memmap(path, np.float32, "c"))
+    return {name: data[o // 4:(o + n) // 4].reshape(shapes[name]) for name, o, n in zip(names, offsets, lengths)}
+
+
+def _varint(n):
+    """A whole number as protocol buffers write it: seven bits a byte, the low ones first, a high bit if more follow."""
+    return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + _varint(n // 128)
+
+
+def _read_with_tensorflow(tf_ckpt_path, shapes):
+    with _silent_stderr():  # TensorFlow has much to say about the machine while it is imported
+        try:
+            import tensorflow as tf
+        except ImportError:
+            raise ValueError(f"{tf_ckpt_path} is not in the layout of OpenAI's models, and only TensorFlow can read it: "
+                             f"pip install tensorflow") from None
+    arrays = {}
+    try:
+        reader = tf.train.load_checkpoint(tf_ckpt_path)
+        for name, shape in shapes.items():
+            arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32)
+            if arrays[name].ndim == len(shape) + 1:  # OpenAI's w has the shape [1, n_in, n_out]
+                arrays[name] = arrays[name].squeeze(0)
+    except Exception as error:  # its reader raises many kinds, for a file that is cut short even IndexError
+        raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {error}") from None
+    if wrong := [f"{name} {list(arrays[name].shape)} instead of {shape}" for name, shape in shapes.items() if list(arrays[name].shape) != shape]:
+        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {', '.join(wrong[:3])}")
+    return arrays
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    sys.stderr.flush()
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+# --- the command line ---
+
+
+def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
+    """Raises ValueError for an option of generate that is out of range, naming the range."""
+    def check(name, value, kind, low, high, hint):
+        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
+            raise ValueError(f"{name}={value!r} must be {hint}")
+
+    whole, real = (int, np.integer), (int, float, np.integer, np.floating)
+    check("n_tokens_to_generate", n_tokens_to_generate, whole, 0, math.inf, "a whole number from 0 on (a prompt of several words needs quotes)")
+    check("temperature", temperature, real, 0, sys.float_info.max, "a number from 0 on; 0 always takes the most probable token")
+    if top_k is not None:
+        check("top_k", top_k, whole, 1, math.inf, "a whole number from 1 on; leave it out to keep all tokens")
+    if top_p is not None:
+        check("top_p", top_p, real, 0, 1, "a number from 0 to 1; leave it out to keep all tokens")
+    if seed is not None:
+        check("seed", seed, whole, 0, math.inf, "a whole number from 0 on; leave it out for another text each time")
+
+
+def check_inputs(inputs, params, n_tokens_to_generate, *options):
+    """Raises ValueError as check_options does, and unless inputs are ids that leave the new ones room in the context."""
+    check_options(n_tokens_to_generate, *options)
+    (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
+    if n + n_tokens_to_generate > n_ctx:
+        way_out = f"ask for at most {n_ctx - n}" if n <= n_ctx else f"shorten the prompt by at least {n - n_ctx}"
+        raise ValueError(f"a prompt of {n} tokens and n_tokens_to_generate={n_tokens_to_generate} make "
+                         f"{n + n_tokens_to_generate}, but the model's context is {n_ctx}: {way_out}")
+    if n == 0 or not all(isinstance(id, (int, np.integer)) and 0 <= id < n_vocab for id in inputs):
+        raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
+
+
+def read_prompt(prompt):
+    """The prompt itself; for "-", or for none where the standard input is no terminal, what stands there.
+
+    A last line's end is cut off, as a shell does in $(...). Bytes that are not UTF-8 become lone surrogates.
+    """
+    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError('no prompt: give a text in quotes, or - to read the standard input, or "" to begin from nothing')
+    if prompt not in (None, "-"):
+        return str(prompt)
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+
+
+def run(main, *text):
+    """Makes main a command: prints what it returns, or one line that begins "error:".
+
+    text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0. main may raise
+    ValueError, OSError and MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
+    """
+    try:
+        arguments = _parse(main, text)
+        if arguments is not None:
+            sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
+            print(main(*arguments[0], **arguments[1]), flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
+        sys.exit(141)
+    except (ValueError, OSError, MemoryError) as error:
+        message = f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error) or "out of memory"
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def _parse(main, text):
+    """(args, kwargs) for main from sys.argv by fire, or None after --help. Raises ValueError."""
+    import fire
+
+    calls, said = [], io.StringIO()
+
+    @functools.wraps(main)
+    def bind(*args, **kwargs):  # main itself runs later, outside fire: then nothing is computed before a typing error shows
+        calls.append((args, kwargs))
+
+    try:
+        with contextlib.redirect_stderr(said):
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                fire.Fire(main, ["--help"], os.path.basename(sys.argv[0]))
+            # fire's separator is "-", which here is a prompt
+            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*sys.argv[1:], "--", "--separator=\0"])
+    except SystemExit as exit:
+        if exit.code != 0:
+            raise ValueError(f"{said.getvalue().splitlines()[0].removeprefix('ERROR: ')}; see --help") from None
+        print(said.getvalue().partition("\n\n")[2])  # without fire's first line, about itself
+    return calls[0] if calls else None
