@@ -1,0 +1,152 @@
+"""GPT-2 in NumPy: a prompt goes in, its continuation comes out.
+
+    python gpt2.py "Alan Turing theorized that computers would one day become"
+
+Read from top to bottom: the small layers, attention, the block, the model, sampling, generation, the command line.
+Shapes stand behind each def: n_seq tokens, each a vector of n_embd numbers; a head works on d = n_embd / n_head.
+Parameters have the names of OpenAI's checkpoint, so **block and **ln_1 wire them. All arrays are float32.
+"""
+
+import numpy as np
+
+
+# `x *= b` works in place, where `x = x * b` makes a new array; that memory costs more time than the multiplication.
+
+
+def gelu(x):  # any shape -> same shape
+    gate = np.tanh((2 / np.pi) ** 0.5 * x * (1 + 0.044715 * x * x))  # https://arxiv.org/abs/1606.08415, section 2
+    gate += 1
+    gate *= 0.5 * x
+    return gate
+
+
+def softmax(x):  # [..., n] -> [..., n], positive, each row sums to 1
+    x = np.exp(x - x.max(axis=-1, keepdims=True))  # less the maximum, so that nothing overflows
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
+    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # now the mean of each row is 0,
+    x /= np.sqrt((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + eps)  # its variance 1
+    x *= g  # and both are what training made of them
+    x += b
+    return x
+
+
+def linear(x, w, b):  # [..., n_in], [n_in, n_out], [n_out] -> [..., n_out]
+    x = x @ w
+    x += b
+    return x
+
+
+def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    return linear(gelu(linear(x, **c_fc)), **c_proj)  # up to 4 * n_embd and back
+
+
+def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
+    scores = (q / q.shape[-1] ** 0.5) @ k.swapaxes(-1, -2)  # how well each query fits each key
+    scores += mask
+    return softmax(scores) @ v
+
+
+def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    n_seq = x.shape[0]
+    # one product makes the queries, keys and values of all heads: three arrays [n_head, n_seq, d]
+    q, k, v = linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
+    # with a cache, kv [2, n_head, n_ctx, d], the new keys and values join those of the past tokens
+    if kv is not None:
+        kv[0, :, past:past + n_seq], kv[1, :, past:past + n_seq] = k, v
+        k, v = kv[:, :, :past + n_seq]
+    # a token sees itself and what came before; what comes later gets -1e10, which softmax turns into 0
+    mask = (1 - np.tri(n_seq, past + n_seq, past, dtype=x.dtype)) * -1e10 if n_seq > 1 else 0
+    # each head attends for itself; side by side, the heads make n_embd again
+    x = attention(q, k, v, mask).transpose(1, 0, 2).reshape(n_seq, -1)
+    return linear(x, **c_proj)
+
+
+def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    x = x + mha(layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past)  # tokens look at each other
+    return x + ffn(layer_norm(x, **ln_2), **mlp)  # each token is worked on alone
+
+
+def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache=None, past=0):  # [n_seq] -> [n_seq, n_embd]
+    wte, inputs = np.asarray(wte), np.asarray(inputs)  # no copies; JAX wants arrays of its own here
+    x = wte[inputs] + wpe[past:past + len(inputs)]  # what the token is + where it stands
+    for block, kv in zip(blocks, cache or [None] * len(blocks)):
+        x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
+    return layer_norm(x, **ln_f)
+
+
+def gpt2(inputs, wte, wpe, blocks, ln_f, n_head):  # [n_seq] -> [n_seq, n_vocab]
+    """Logits: row i scores every token of the vocabulary as the one that follows inputs[:i + 1]."""
+    return hidden_states(inputs, wte, wpe, blocks, ln_f, n_head) @ wte.T
+
+
+def sample(logits, temperature, top_k, top_p, rng):  # [n_vocab] -> int
+    if temperature == 0:
+        return int(np.argmax(logits))
+    logits = (logits.astype(np.float64) - logits.max()) / temperature
+    if top_k is not None:  # only the k most probable tokens, and any that equal the last of them
+        logits[logits < np.sort(logits)[-min(top_k, len(logits))]] = -np.inf
+    probs = softmax(logits)
+    if top_p is not None:  # only the smallest set of tokens whose probability reaches p, and always one
+        order = np.argsort(-probs, kind="stable")
+        probs[order[1:][np.cumsum(probs[order])[:-1] >= top_p]] = 0
+    return int(rng.choice(len(probs), p=probs / probs.sum()))
+
+
+def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
+    """The ids that follow the ids in inputs: at most n_tokens_to_generate of them, fewer if the id stop comes up.
+
+    Greedy at temperature 0, else drawn from seed. ValueError if all of them do not fit the context, n_ctx tokens.
+    """
+    from tqdm import tqdm
+    from utils import check_inputs
+
+    check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
+    ids, past, rng = list(inputs), 0, np.random.default_rng(seed)
+    shape = 2, n_head, len(ids) + n_tokens_to_generate, params["wte"].shape[1] // n_head
+    cache = [np.empty(shape, np.float32) for _ in params["blocks"]]
+    for _ in tqdm(range(n_tokens_to_generate), "generating", leave=False, disable=None):
+        while past < len(ids):  # read what is new: the prompt in chunks that suit the processor's caches, then each token
+            chunk = ids[past:past + 256]
+            x = hidden_states(chunk, **params, n_head=n_head, cache=cache, past=past)
+            past += len(chunk)
+        next_id = sample(x[-1] @ params["wte"].T, temperature, top_k, top_p, rng)
+        if next_id == stop:
+            break
+        ids.append(next_id)
+    return ids[len(inputs):]
+
+
+def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models",
+         temperature=0, top_k: int = None, top_p: float = None, seed: int = None):
+    """Continues a text with GPT-2 and prints the continuation: gpt2.py "PROMPT" --FLAG=VALUE ...
+
+    Args:
+        prompt: The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file;
+            "" begins from nothing. If it begins with a dash, write --prompt="- like this".
+        n_tokens_to_generate: How many tokens to add, from 0 on; with the prompt at most n_ctx (1024). 4 make about 3 words.
+        model_size: 124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB) or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside this program.
+        temperature: From 0 on. 0 always takes the most probable token; from there chance has more and more of a say.
+        top_k: From 1 on: at a temperature, draws from the k most probable tokens only. By default from all.
+        top_p: From 0 to 1: likewise, from the fewest tokens that reach this probability together. By default from all.
+        seed: From 0 on: likewise, the same seed gives the same text. By default another text each time.
+    """
+    from utils import check_options, load_encoder_hparams_and_params, read_prompt
+
+    check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
+    prompt = read_prompt(prompt)
+    encoder, hparams, params = load_encoder_hparams_and_params(model_size, models_dir)
+    end_of_text = encoder.encoder.get("<|endoftext|>")
+    inputs = encoder.encode(prompt) or [end_of_text]  # it stood between the documents of the training text
+    ids = generate(inputs, params, hparams["n_head"], n_tokens_to_generate, temperature, top_k, top_p, seed, end_of_text)
+    return encoder.decode(ids)
+
+
+if __name__ == "__main__":
+    from utils import run
+
+    run(main, "prompt", "model_size", "models_dir")

@@ -1,0 +1,220 @@
+"""The programs as their users meet them: in a process of its own, judged by stdout, stderr and exit status."""
+
+import fcntl
+import inspect
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from conftest import ROOT, TINY, command
+
+import gpt2
+import gpt2_pico
+import utils
+
+PROGRAMS = ["gpt2.py", "gpt2_pico.py"]
+
+
+def complete(models_dir, prompt, n=4, **options):
+    return gpt2.main(prompt, n, "tiny", str(models_dir), **options)
+
+
+def run(models_dir, *args, **kwargs):
+    return command(*args, "--model_size=tiny", f"--models_dir={models_dir}", **kwargs)
+
+
+def assert_error(done, *parts):
+    """One line, on standard error alone, that begins "error:" and has these parts; exit status 1."""
+    stderr = done.stderr.decode()
+    assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1), stderr
+    assert stderr.startswith("error: ") and all(part in stderr for part in parts), stderr
+
+
+def assert_prints(done, text):
+    assert (done.returncode, done.stderr.decode(), done.stdout.decode()) == (0, "", text + "\n")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("prompt", ["1984", "1e3", "[1,2]", "None", "'quoted'", '"double"', "True", "{'a': 1}", "a=b", " two  spaces ", "a\nb",
+                                    "日本", "#", "0x10", "1_000", "hello()", "<|endoftext|>", ""])
+def test_a_prompt_stays_as_typed(models_dir, program, prompt):
+    expected = complete(models_dir, prompt)
+    assert_prints(run(models_dir, prompt, "4", program=program), expected)
+
+
+@pytest.mark.parametrize("prompt", ["- item", "--", "-x", "--help me", "1984", ""])
+def test_a_prompt_as_a_flag(models_dir, prompt):
+    assert_prints(run(models_dir, f"--prompt={prompt}", "--n_tokens_to_generate=4"), complete(models_dir, prompt))
+
+
+def test_bytes_that_are_not_utf8_reach_the_model(models_dir):
+    expected = complete(models_dir, "caf\udce9")
+    assert expected != complete(models_dir, "café") != complete(models_dir, "caf")
+    assert_prints(command(b"caf\xe9", "4", "tiny", str(models_dir)), expected)
+    assert_prints(run(models_dir, "-", "4", input=b"caf\xe9"), expected)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_standard_input(models_dir, program):
+    expected = complete(models_dir, "Two\nlines")
+    for args in (["-", "4"], ["--n_tokens_to_generate=4"], ["--prompt=-", "--n_tokens_to_generate", "4"]):
+        for text in b"Two\nlines", b"Two\nlines\n", b"Two\nlines\r\n":
+            assert_prints(run(models_dir, *args, input=text, program=program), expected)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_prompt_at_a_terminal(models_dir, program):
+    ours, theirs = pty.openpty()
+    done = run(models_dir, program=program, stdin=theirs, input=None)
+    assert_error(done, "no prompt: give a text in quotes")
+
+
+def test_no_tokens_and_every_option(models_dir):
+    assert_prints(run(models_dir, "Hello", "0"), "")
+    options = {"temperature": 1.5, "top_k": 50, "top_p": 0.9, "seed": 3}
+    expected = complete(models_dir, "Hello", 20, **options)
+    assert expected != complete(models_dir, "Hello", 20, **{**options, "seed": 4}) != complete(models_dir, "Hello", 20)
+    for _ in range(2):
+        assert_prints(run(models_dir, "Hello", "20", *[f"--{name}={value}" for name, value in options.items()]), expected)
+    assert_prints(command("Hello", "20", "tiny", str(models_dir), "1.5", "50", "0.9", "3"), expected)
+
+
+def test_the_end_of_text_is_not_printed(own_models_dir, monkeypatch):
+    """Renames the token that comes third to <|endoftext|>: both programs end before it."""
+    import json
+    encoder, hparams, params = utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+    ids = gpt2.generate(encoder.encode("Hello"), params, hparams["n_head"], 20)
+    third = next(i for i, id in enumerate(ids) if id not in ids[:i] and i >= 2)
+    vocabulary = {token: id for token, id in encoder.encoder.items() if id not in (ids[third], 50256)}
+    (own_models_dir / "tiny" / "encoder.json").write_text(json.dumps({**vocabulary, "<|endoftext|>": ids[third]}))
+    for program in PROGRAMS:
+        assert_prints(run(own_models_dir, "Hello", "20", program=program), encoder.decode(ids[:third]))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_from_any_directory(models_dir, tmp_path, program):
+    expected = complete(models_dir, "Hello")
+    assert_prints(command("Hello", "4", "tiny", "m", program=program, cwd=shutil.copytree(models_dir, tmp_path / "m").parent), expected)
+    assert_prints(run(models_dir, "Hello", "4", cwd="/", program=program), expected)
+
+
+@pytest.mark.parametrize("args, parts", [
+    (["a", "-1"], ["n_tokens_to_generate=-1", "whole number from 0"]),
+    (["a", "1.5"], ["n_tokens_to_generate=1.5", "whole number from 0"]),
+    (["a", "1e3"], ["n_tokens_to_generate=1000.0"]),
+    (["a", "many"], ["n_tokens_to_generate='many'"]),
+    (["Alan", "Turing"], ["n_tokens_to_generate='Turing'", "quotes"]),
+    (["a", "None"], ["n_tokens_to_generate=None"]),
+    (["a", "--temperature=-0.1"], ["temperature=-0.1", "from 0"]),
+    (["a", "--temperature=nan"], ["temperature='nan'"]),
+    (["a", "--temperature=inf"], ["temperature='inf'"]),
+    (["a", "--temperature=1e999"], ["temperature=inf"]),
+    (["a", "--top_k=0"], ["top_k=0", "from 1"]),
+    (["a", "--top_k=2.5"], ["top_k=2.5"]),
+    (["a", "--top_p=1.01"], ["top_p=1.01", "from 0 to 1"]),
+    (["a", "--top_p=nan"], ["top_p='nan'"]),
+    (["a", "--seed=-3"], ["seed=-3", "from 0"]),
+    (["a", "--seed"], ["seed=True"]),
+    (["a", "--tokens=3"], ["--tokens=3", "--help"]),
+    (["a", "--verbose"], ["--verbose", "--help"]),
+    (["-x"], ["-x", "--help"]),
+    (["a", "65"], ["1 tokens", "65 make 66", "context is 64", "at most 63"]),
+    (["word " * 70, "3"], ["context is 64", "shorten the prompt by at least"]),
+])
+def test_options_out_of_range(models_dir, args, parts):
+    assert_error(run(models_dir, *args), *parts)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("args, parts", [
+    (["a", "9", "125M"], ["'125M'", "124M, 355M, 774M, 1558M"]),
+    (["a", "9", "../tiny"], ["'../tiny'", "models_dir"]),
+    (["a", "9", ""], ["model_size=''"]),
+    (["a", "65", "tiny"], ["at most 63"]),
+    (["a", "x", "tiny"], ["n_tokens_to_generate='x'"]),
+])
+def test_errors_of_both_programs(models_dir, program, args, parts):
+    assert_error(command(*args, f"--models_dir={models_dir}", program=program), *parts)
+
+
+def test_no_network(tmp_path):
+    done = command("a", f"--models_dir={tmp_path}/new")
+    assert_error(done, "cannot fetch http://127.0.0.1:9/124M/checkpoint", "check the network", "GPT2_MODELS_URL")
+
+
+@pytest.mark.parametrize("damage, parts", [
+    (lambda folder: (folder / "vocab.bpe").unlink(), ["lacks vocab.bpe"]),
+    (lambda folder: os.truncate(folder / utils.DATA, 5000), ["damaged", "5,000 bytes"]),
+    (lambda folder: (folder / "encoder.json").write_text("{"), ["damaged"]),
+    (lambda folder: (folder / "hparams.json").write_bytes(b"\xff"), ["damaged"]),
+    (lambda folder: (folder / "hparams.json").write_text("[1]"), ["must give n_vocab"]),
+    (lambda folder: os.truncate(folder / "model.ckpt.index", 99), ["TensorFlow cannot read"]),
+    (lambda folder: (shutil.rmtree(folder), folder.write_text("a file")), ["unknown model_size='tiny'"]),
+    (lambda folder: ((folder / "vocab.bpe").unlink(), (folder / "vocab.bpe").mkdir()), ["lacks vocab.bpe"]),
+])
+def test_models_that_are_damaged(own_models_dir, damage, parts):
+    damage(own_models_dir / "tiny")
+    assert_error(run(own_models_dir, "a"), *parts)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read(own_models_dir):
+    (own_models_dir / "tiny" / "encoder.json").chmod(0)
+    assert_error(run(own_models_dir, "a"), "Permission denied", "encoder.json")
+
+
+def test_models_dir_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_error(command("a", f"--models_dir={tmp_path}/file"), "Not a directory", "file")
+
+
+@pytest.mark.parametrize("program, main", [("gpt2.py", gpt2.main), ("gpt2_pico.py", gpt2_pico.main)])
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["a prompt", "--seed=3", "--help"]])
+def test_help(program, main, args):
+    done = command(*args, program=program)
+    assert done.returncode == 0 and done.stderr == b""
+    for name, parameter in inspect.signature(main).parameters.items():
+        _, _, text = done.stdout.decode().partition(f"--{name}={name.upper()}\n")
+        text = text[:text.find("\n    -")]
+        assert f"Default: {parameter.default!r}" in text and len(text.splitlines()[-1].strip()) > 40
+    assert "FIRE" not in done.stdout.decode()
+
+
+def test_ctrl_c(models_dir):
+    for delay in 0.4, 0.6:
+        process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "-", "--model_size=tiny", f"--models_dir={models_dir}"],
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)  # it waits for its prompt
+        process.wait(timeout=60)
+        assert (process.returncode, process.stdout.read(), process.stderr.read()) == (130, b"", b"")
+        process.stdin.close()
+
+
+def test_a_closed_pipe(models_dir):
+    process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", "--model_size=tiny", f"--models_dir={models_dir}"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 141
+
+
+def test_a_terminal_that_cannot_show_every_character(models_dir):
+    done = run(models_dir, "a", "60", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode("ascii")
+
+
+def test_the_bar_is_for_terminals_only(models_dir):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))  # a new one has no columns to show a bar in
+    os.set_blocking(ours, False)
+    process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", "60", "tiny", str(models_dir)],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs)
+    assert process.communicate(timeout=60)[0].decode() == complete(models_dir, "a", 60) + "\n"
+    assert b"generating" in os.read(ours, 10_000)
