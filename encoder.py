@@ -110,10 +110,11 @@ class Encoder:
         """
         n, rank_of = len(symbols), self.bpe_ranks.get
         end, start = list(range(1, n + 1)), list(range(n))  # a token is symbols[i:end[i]], and start[end[i] - 1] == i
-        heap = [(rank, i, i + 1, i + 2) for i, rank in enumerate(map(rank_of, zip(symbols, symbols[1:]))) if rank is not None]
+        ranks = enumerate(map(rank_of, zip(symbols, symbols[1:])))
+        heap = [(rank, i, i + 1, i + 2) for i, rank in ranks if rank is not None]
         heapify(heap)
         while heap:
-            _, i, j, k = heappop(heap)  # the tokens from i to j and from j to k; of equal ranks the leftmost comes first
+            _, i, j, k = heappop(heap)  # the tokens from i to j and j to k; of equal ranks the leftmost comes first
             if end[i] != j or end[j] != k:
                 continue  # one of the two has become part of a longer token since
             end[i], end[j], start[k - 1] = k, None, i

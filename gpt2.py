@@ -9,14 +9,16 @@ Parameters have the names of OpenAI's checkpoint, so **block and **ln_1 wire the
 
 import numpy as np
 
-
-# `x *= b` works in place, where `x = x * b` makes a new array; that memory costs more time than the multiplication.
+# `x += 1` works in place where `x = x + 1` makes a new array, whose memory costs more time than the addition. In one
+# expression, as x @ w + b, NumPy reuses the array in between by itself.
 
 
 def gelu(x):  # any shape -> same shape
-    gate = np.tanh((2 / np.pi) ** 0.5 * x * (1 + 0.044715 * x * x))  # https://arxiv.org/abs/1606.08415, section 2
+    scale = (2 / np.pi) ** 0.5  # x / 2 * (1 + tanh(scale * (x + 0.044715 * x^3))), https://arxiv.org/abs/1606.08415
+    gate = np.tanh(x * (x * x * (0.044715 * scale) + scale))
     gate += 1
-    gate *= 0.5 * x
+    gate *= x
+    gate *= 0.5
     return gate
 
 
@@ -27,17 +29,12 @@ def softmax(x):  # [..., n] -> [..., n], positive, each row sums to 1
 
 
 def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
-    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # now the mean of each row is 0,
-    x /= np.sqrt((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + eps)  # its variance 1
-    x *= g  # and both are what training made of them
-    x += b
-    return x
+    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # mean 0
+    return x / np.sqrt((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + eps) * g + b  # variance 1, then as learned
 
 
 def linear(x, w, b):  # [..., n_in], [n_in, n_out], [n_out] -> [..., n_out]
-    x = x @ w
-    x += b
-    return x
+    return x @ w + b
 
 
 def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
@@ -51,18 +48,21 @@ def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n
 
 
 def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
-    n_seq = x.shape[0]
+    n_seq, heads = x.shape[0], []
     # one product makes the queries, keys and values of all heads: three arrays [n_head, n_seq, d]
     q, k, v = linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
     # with a cache, kv [2, n_head, n_ctx, d], the new keys and values join those of the past tokens
     if kv is not None:
         kv[0, :, past:past + n_seq], kv[1, :, past:past + n_seq] = k, v
         k, v = kv[:, :, :past + n_seq]
-    # a token sees itself and what came before; what comes later gets -1e10, which softmax turns into 0
-    mask = (1 - np.tri(n_seq, past + n_seq, past, dtype=x.dtype)) * -1e10 if n_seq > 1 else 0
-    # each head attends for itself; side by side, the heads make n_embd again
-    x = attention(q, k, v, mask).transpose(1, 0, 2).reshape(n_seq, -1)
-    return linear(x, **c_proj)
+    # each head attends for itself, in blocks of queries, as a block needs no key that comes after it
+    for i in range(0, n_seq, 256):
+        j = min(i + 256, n_seq)
+        # within the block, what comes after the query gets -1e10, which softmax turns into 0
+        mask = (1 - np.tri(j - i, past + j, past + i, dtype=x.dtype)) * -1e10 if n_seq > 1 else 0
+        heads.append(attention(q[:, i:j], k[:, :past + j], v[:, :past + j], mask))
+    # side by side, the heads make n_embd again
+    return linear(np.concatenate(heads, axis=1).transpose(1, 0, 2).reshape(n_seq, -1), **c_proj)
 
 
 def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
@@ -109,10 +109,8 @@ def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=
     shape = 2, n_head, len(ids) + n_tokens_to_generate, params["wte"].shape[1] // n_head
     cache = [np.empty(shape, np.float32) for _ in params["blocks"]]
     for _ in tqdm(range(n_tokens_to_generate), "generating", leave=False, disable=None):
-        while past < len(ids):  # read what is new: the prompt in chunks that suit the processor's caches, then each token
-            chunk = ids[past:past + 256]
-            x = hidden_states(chunk, **params, n_head=n_head, cache=cache, past=past)
-            past += len(chunk)
+        x = hidden_states(ids[past:], **params, n_head=n_head, cache=cache, past=past)  # the prompt, then one by one
+        past = len(ids)
         next_id = sample(x[-1] @ params["wte"].T, temperature, top_k, top_p, rng)
         if next_id == stop:
             break
@@ -127,7 +125,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     Args:
         prompt: The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file;
             "" begins from nothing. If it begins with a dash, write --prompt="- like this".
-        n_tokens_to_generate: How many tokens to add, from 0 on; with the prompt at most n_ctx (1024). 4 make about 3 words.
+        n_tokens_to_generate: How many tokens to add, from 0 on; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB) or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside this program.
         temperature: From 0 on. 0 always takes the most probable token; from there chance has more and more of a say.
@@ -137,13 +135,13 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     """
     from utils import check_options, load_encoder_hparams_and_params, read_prompt
 
-    check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
+    options = n_tokens_to_generate, temperature, top_k, top_p, seed
+    check_options(*options)
     prompt = read_prompt(prompt)
     encoder, hparams, params = load_encoder_hparams_and_params(model_size, models_dir)
     end_of_text = encoder.encoder.get("<|endoftext|>")
     inputs = encoder.encode(prompt) or [end_of_text]  # it stood between the documents of the training text
-    ids = generate(inputs, params, hparams["n_head"], n_tokens_to_generate, temperature, top_k, top_p, seed, end_of_text)
-    return encoder.decode(ids)
+    return encoder.decode(generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ def _fetch(url, part):
             except requests.RequestException as error:
                 raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
             except OSError as error:
-                raise OSError(f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, or "
-                              f"name another folder with models_dir") from None
+                raise OSError(f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
+                              f"or name another folder with models_dir") from None
 
 
 def _fetch_rest(url, file, bar):
@@ -180,7 +180,7 @@ def load_encoder_hparams_and_params(model_size, models_dir):
     """
     model_size = str(model_size)
     if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
-        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; its folder's path is models_dir")
+        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; a path goes into models_dir")
     if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, model_size)):
         models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
     model_dir = os.path.join(models_dir, model_size)
@@ -190,9 +190,10 @@ def load_encoder_hparams_and_params(model_size, models_dir):
         except (FileNotFoundError, ValueError):  # never fetched, or cut short by whoever did
             download_gpt2_files(model_size, model_dir)
     elif not os.path.isdir(model_dir):
-        known = sorted({*SHA256, *(entry.name for entry in os.scandir(models_dir) if entry.is_dir())}
-                       if os.path.isdir(models_dir) else SHA256, key=lambda name: (name not in SHA256, len(name), name))
-        raise ValueError(f"unknown model_size={model_size!r}: choose one of {', '.join(known)}, or make a folder {model_dir}")
+        entries = os.scandir(models_dir) if os.path.isdir(models_dir) else ()
+        local = sorted(entry.name for entry in entries if entry.is_dir() and entry.name not in SHA256)
+        known = ", ".join([*SHA256, *local])
+        raise ValueError(f"unknown model_size={model_size!r}: choose one of {known}, or make a folder {model_dir}")
     return _load(model_dir)
 
 
@@ -205,12 +206,12 @@ def _load(model_dir, whole_vocabulary=False):
         encoder = get_encoder(os.path.basename(model_dir), os.path.dirname(model_dir))
     except ValueError as error:  # not JSON, or not UTF-8
         raise ValueError(f"hparams.json, encoder.json or vocab.bpe in {model_dir} is damaged: {error}") from None
-    sizes = hparams if isinstance(hparams, dict) else {}
-    if not all(type(sizes.get(name)) is int and sizes[name] > 0 for name in HPARAMS) or sizes["n_embd"] % sizes["n_head"]:
-        raise ValueError(f"{model_dir}/hparams.json must give {', '.join(HPARAMS)} as positive whole numbers, with n_embd "
-                         f"a multiple of n_head; it gives {hparams}")
-    if len(encoder.encoder) > hparams["n_vocab"]:
-        raise ValueError(f"{model_dir}/encoder.json has {len(encoder.encoder)} tokens, over n_vocab={hparams['n_vocab']}")
+    sizes = [hparams.get(name) for name in HPARAMS] if isinstance(hparams, dict) else [None]
+    if not all(type(size) is int and size > 0 for size in sizes) or hparams["n_embd"] % hparams["n_head"]:
+        raise ValueError(f"{model_dir}/hparams.json must give {', '.join(HPARAMS)} as positive whole numbers, with "
+                         f"n_embd a multiple of n_head; it gives {hparams}")
+    if (n := len(encoder.encoder)) > hparams["n_vocab"]:
+        raise ValueError(f"{model_dir}/encoder.json has {n} tokens, over n_vocab={hparams['n_vocab']}")
     if whole_vocabulary:  # a line for the version and one for each token but the 256 bytes and <|endoftext|>
         with open(os.path.join(model_dir, "vocab.bpe"), "rb") as file:
             if file.read().count(b"\n") != hparams["n_vocab"] - 256:
@@ -229,15 +230,16 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
     tf_ckpt_path is the path up to ".index". OpenAI's layout is mapped: writing to an array changes memory, not the
     file. Any other goes through TensorFlow. Raises ValueError or OSError for a checkpoint that is not whole.
     """
-    n_embd = hparams["n_embd"]
-    shapes = {"wte": [hparams["n_vocab"], n_embd], "wpe": [hparams["n_ctx"], n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
-    for i in range(hparams["n_layer"]):
-        for layer, n_in, n_out in ("attn/c_attn", 1, 3), ("attn/c_proj", 1, 1), ("mlp/c_fc", 1, 4), ("mlp/c_proj", 4, 1):
-            shapes[f"h{i}/{layer}/w"], shapes[f"h{i}/{layer}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
+    n_vocab, n_ctx, n_embd, _, n_layer = [hparams[name] for name in HPARAMS]
+    shapes = {"wte": [n_vocab, n_embd], "wpe": [n_ctx, n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
+    layers = {"attn/c_attn": (1, 3), "attn/c_proj": (1, 1), "mlp/c_fc": (1, 4), "mlp/c_proj": (4, 1)}
+    for i in range(n_layer):
+        for name, (n_in, n_out) in layers.items():
+            shapes[f"h{i}/{name}/w"], shapes[f"h{i}/{name}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
         for name in "ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b":
             shapes[f"h{i}/{name}"] = [n_embd]
 
-    params = {"blocks": [{} for _ in range(hparams["n_layer"])]}
+    params = {"blocks": [{} for _ in range(n_layer)]}
     arrays = _map(tf_ckpt_path, shapes) or _read_with_tensorflow(tf_ckpt_path, shapes)
     for name, array in arrays.items():
         *folders, last = name.split("/")  # h3/attn/c_attn/w becomes params["blocks"][3]["attn"]["c_attn"]["w"]
@@ -284,8 +286,8 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
         try:
             import tensorflow as tf
         except ImportError:
-            raise ValueError(f"{tf_ckpt_path} is not in the layout of OpenAI's models, and only TensorFlow can read it: "
-                             f"pip install tensorflow") from None
+            raise ValueError(f"{tf_ckpt_path} is not in the layout of OpenAI's models, and only TensorFlow can read "
+                             f"it: pip install tensorflow") from None
     arrays = {}
     try:
         reader = tf.train.load_checkpoint(tf_ckpt_path)
@@ -295,8 +297,9 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
                 arrays[name] = arrays[name].squeeze(0)
     except Exception as error:  # its reader raises many kinds, for a file that is cut short even IndexError
         raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {error}") from None
-    if wrong := [f"{name} {list(arrays[name].shape)} instead of {shape}" for name, shape in shapes.items() if list(arrays[name].shape) != shape]:
-        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {', '.join(wrong[:3])}")
+    for name, shape in shapes.items():
+        if (found := list(arrays[name].shape)) != shape:
+            raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {name} {found} instead of {shape}")
     return arrays
 
 
@@ -323,8 +326,10 @@ def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, s
             raise ValueError(f"{name}={value!r} must be {hint}")
 
     whole, real = (int, np.integer), (int, float, np.integer, np.floating)
-    check("n_tokens_to_generate", n_tokens_to_generate, whole, 0, math.inf, "a whole number from 0 on (a prompt of several words needs quotes)")
-    check("temperature", temperature, real, 0, sys.float_info.max, "a number from 0 on; 0 always takes the most probable token")
+    check("n_tokens_to_generate", n_tokens_to_generate, whole, 0, math.inf,
+          "a whole number from 0 on (a prompt of several words needs quotes)")
+    check("temperature", temperature, real, 0, sys.float_info.max,
+          "a number from 0 on; 0 always takes the most probable token")
     if top_k is not None:
         check("top_k", top_k, whole, 1, math.inf, "a whole number from 1 on; leave it out to keep all tokens")
     if top_p is not None:
@@ -334,7 +339,7 @@ def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, s
 
 
 def check_inputs(inputs, params, n_tokens_to_generate, *options):
-    """Raises ValueError as check_options does, and unless inputs are ids that leave the new ones room in the context."""
+    """Raises ValueError as check_options does, and unless inputs are ids that leave the new ones room in n_ctx."""
     check_options(n_tokens_to_generate, *options)
     (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
     if n + n_tokens_to_generate > n_ctx:
@@ -351,7 +356,7 @@ def read_prompt(prompt):
     A last line's end is cut off, as a shell does in $(...). Bytes that are not UTF-8 become lone surrogates.
     """
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError('no prompt: give a text in quotes, or - to read the standard input, or "" to begin from nothing')
+        raise ValueError('no prompt: give a text in quotes, - to read the standard input, or "" to begin from nothing')
     if prompt not in (None, "-"):
         return str(prompt)
     return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
@@ -374,7 +379,8 @@ def run(main, *text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
         sys.exit(141)
     except (ValueError, OSError, MemoryError) as error:
-        message = f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error) or "out of memory"
+        named = getattr(error, "filename", None)
+        message = f"{error.strerror}: {named}" if named else str(error) or "out of memory"
         print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(1)
 
@@ -386,7 +392,7 @@ def _parse(main, text):
     calls, said = [], io.StringIO()
 
     @functools.wraps(main)
-    def bind(*args, **kwargs):  # main itself runs later, outside fire: then nothing is computed before a typing error shows
+    def bind(*args, **kwargs):  # main itself runs later, so that a typing error shows before anything is computed
         calls.append((args, kwargs))
 
     try:
