@@ -371,6 +371,8 @@ def run(main, *text):
     try:
         arguments = _parse(main, text)
         if arguments is not None:
+            if sys.stdout is None:
+                raise OSError("the standard output is closed, so there is nowhere to print to")
             sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
             print(main(*arguments[0], **arguments[1]), flush=True)
     except KeyboardInterrupt:
@@ -379,8 +381,9 @@ def run(main, *text):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
         sys.exit(141)
     except (ValueError, OSError, MemoryError) as error:
-        named = getattr(error, "filename", None)
-        message = f"{error.strerror}: {named}" if named else str(error) or "out of memory"
+        message = getattr(error, "strerror", None) or str(error) or "out of memory"
+        if getattr(error, "filename", None):
+            message += f": {error.filename}"
         print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(1)
 

@@ -6,11 +6,11 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import termios
-import time
 
 import pytest
 from conftest import ROOT, TINY, command
@@ -187,15 +187,16 @@ def test_help(program, main, args):
     assert "FIRE" not in done.stdout.decode()
 
 
-def test_ctrl_c(models_dir):
-    for delay in 0.4, 0.6:
-        process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "-", "--model_size=tiny", f"--models_dir={models_dir}"],
-                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)  # it waits for its prompt
-        process.wait(timeout=60)
-        assert (process.returncode, process.stdout.read(), process.stderr.read()) == (130, b"", b"")
-        process.stdin.close()
+def test_ctrl_c(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts a connection and never answers
+        env = {**os.environ, "GPT2_MODELS_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "no_proxy": "*"}
+        process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", f"--models_dir={tmp_path}"], env=env,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        connection, _ = server.accept()
+        connection.recv(1)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"") and process.returncode == 130
+        connection.close()
 
 
 def test_a_closed_pipe(models_dir):
@@ -203,6 +204,13 @@ def test_a_closed_pipe(models_dir):
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(timeout=60) == 141
+
+
+@pytest.mark.parametrize("redirection, part", [(">/dev/full", "No space left on device"), (">&-", "standard output is closed")])
+def test_an_output_that_takes_nothing(models_dir, redirection, part):
+    done = subprocess.run(["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, str(ROOT / "gpt2.py"), "a", "4", "tiny", str(models_dir)],
+                          capture_output=True)
+    assert_error(done, part)
 
 
 def test_a_terminal_that_cannot_show_every_character(models_dir):

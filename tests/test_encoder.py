@@ -41,7 +41,7 @@ def test_every_character_in_every_surrounding(encoder, oracle):
     assert [code for code in wrong if unicodedata.category(chr(int(code, 16))) != "Cn"] == []
 
 
-SNIPPETS = ["'s", "'S", "'ll", "'ve", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c", "a", "The", " the",
+SNIPPETS = ["'s", "'S", "'ll", "'LL", "'Ll", "'ve", "'re", "'m", "'d", "'x", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c", "a", "The", " the",
             "é", "e\u0301", "ß", "中文", "日本", "أهلا", "हिन्दी", "ไทย", "👍🏽", "👩‍👩‍👧", "\u200d", "\ufeff", "123", "٣", "²", "Ⅷ", "½", "_", "--", "...",
             "<|endoftext|>", "<|", "\0", "\x7f", "http://x.y/z?a=b&c", "SolidGoldMagikarp", "ÃÂ", "Ġ", "Ċ"]
 texts = st.one_of(st.text(), st.lists(st.sampled_from(SNIPPETS)).map("".join), st.text(alphabet=" \n\t'stvelrd1a-", max_size=60))
@@ -53,6 +53,13 @@ def test_equals_tiktoken_and_round_trips(encoder, oracle, text):
     ids = encoder.encode(text)
     assert ids == oracle.encode_ordinary(text)
     assert encoder.decode(ids) == text
+
+
+def test_contractions_in_every_case(encoder, oracle):
+    for ending in "s", "d", "m", "t", "ll", "ve", "re", "l", "v", "r", "x", "sd", "lls":
+        for form in {ending, ending.upper(), ending.capitalize(), ending.capitalize().swapcase()}:
+            for text in f"it'{form}", f"it '{form} it", f"'{form}{form}", f"''{form}", f"é'{form}":
+                assert encoder.encode(text) == oracle.encode_ordinary(text)
 
 
 @pytest.mark.parametrize("alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"])
