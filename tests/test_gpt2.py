@@ -195,6 +195,13 @@ def test_sampling_follows_the_probabilities():
     assert {gpt2.sample(logits, 1e300, 2, None, rng) for _ in range(50)} == {0, 1}
 
 
+@pytest.mark.parametrize("top_p, kept", [(0, 1), (0.25, 1), (0.3, 2), (0.5, 2), (0.75, 3), (0.8, 4), (1, 4)])
+def test_top_p_is_the_smallest_set_that_reaches_it(top_p, kept):
+    rng = Rng()  # four equal scores have a probability of exactly a quarter each
+    gpt2.sample(np.zeros(4, np.float32), 1.0, None, top_p, rng)
+    assert (rng.p > 0).sum() == kept
+
+
 def test_the_seed_decides():
     params = random_model(0, **LONG)
     draw = lambda seed: gpt2.generate([5], params, 4, 30, temperature=2, seed=seed)
