@@ -89,7 +89,8 @@ def encoder():
 
 
 def command(*args, program="gpt2.py", **kwargs):
-    """Runs a program of ours as a user would, far away from any network."""
+    """Runs a program of ours (None: whatever args say, -m NAME) as a user would, far away from any network."""
     env = {**os.environ, "GPT2_MODELS_URL": "http://127.0.0.1:9", **kwargs.pop("env", {})}
     kwargs = {"input": b"", "timeout": 120, **kwargs}
-    return subprocess.run([sys.executable, str(ROOT / program), *map(os.fsencode, args)], capture_output=True, env=env, **kwargs)
+    start = [sys.executable] if program is None else [sys.executable, str(ROOT / program)]
+    return subprocess.run([*start, *map(os.fsencode, args)], capture_output=True, env=env, **kwargs)

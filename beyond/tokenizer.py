@@ -1,0 +1,129 @@
+"""Where vocab.bpe comes from: learns the merges of byte-pair encoding from a text.
+
+    python -m beyond.tokenizer TEXT --n_vocab 1024 --out models/NAME
+
+encoder.py replays merges; here they are found. Count how often each pair of neighbouring symbols stands in the text,
+join the most frequent one everywhere, and begin again: each round adds one token. Two things make that fast: a text
+has few different words, so each is kept once with its count; and a merge changes the pairs only of the words that it
+stands in, so only those are counted anew. Of pairs that are equally frequent, the one of the older tokens comes first.
+
+It writes encoder.json and vocab.bpe as GPT-2 has them: 256 bytes, the merges by rank, <|endoftext|> last.
+Sennrich et al. 2016, algorithm 1, https://arxiv.org/abs/1508.07909.
+"""
+
+import json
+import os
+from collections import Counter, defaultdict
+from heapq import heapify, heappop, heappush
+
+from encoder import BYTE_TO_CHAR, WORDS
+
+
+def learn(text, n_vocab):  # str, int -> list of (str, str)
+    """The merges, by rank, that make a vocabulary of n_vocab tokens: 256 bytes, a token a merge, and <|endoftext|>.
+
+    Raises ValueError if n_vocab leaves no room for the bytes, or if the text has not as many pairs to join.
+    """
+    from tqdm import tqdm
+
+    if type(n_vocab) is not int or n_vocab < 257:
+        raise ValueError(f"n_vocab={n_vocab!r} must be a whole number from 257 on: 256 bytes and <|endoftext|>")
+    ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
+    words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in Counter(WORDS.findall(text)).items()]
+    counts, words_with = Counter(), defaultdict(set)  # of each pair: how often it stands in the text, and in which words
+    for i, (symbols, n) in enumerate(words):
+        for pair in zip(symbols, symbols[1:]):
+            counts[pair] += n
+            words_with[pair].add(i)
+
+    def entry(pair):
+        return -counts[pair], ids[pair[0]], ids[pair[1]], pair
+
+    heap, merges = [entry(pair) for pair in counts], []
+    heapify(heap)
+    bar = tqdm(total=n_vocab - 257, desc="merges", leave=False, disable=None)
+    while len(ids) < n_vocab - 1:
+        if not heap:
+            raise ValueError(f"n_vocab={n_vocab} is too much for this text, whose words are single tokens from "
+                             f"{len(ids) + 1} on: give a longer text or at most n_vocab={len(ids) + 1}")
+        top = heappop(heap)
+        pair = top[-1]
+        if top != entry(pair) or counts[pair] == 0:
+            continue  # its count has changed since, and a newer entry says how
+        merges.append(pair)
+        ids.setdefault("".join(pair), len(ids))
+        bar.update()
+        changed = set()
+        for i in words_with.pop(pair):
+            symbols, n = words[i]
+            joined = join(symbols, pair)
+            for old in zip(symbols, symbols[1:]):
+                counts[old] -= n
+                changed.add(old)
+            for new in zip(joined, joined[1:]):
+                counts[new] += n
+                words_with[new].add(i)
+                changed.add(new)
+            words[i] = joined, n
+        for pair in changed:
+            if counts[pair] > 0:
+                heappush(heap, entry(pair))
+    bar.close()
+    return merges
+
+
+def join(symbols, pair):
+    """The symbols with each occurrence of the pair, from the left, made one."""
+    joined, i = [], 0
+    while i < len(symbols):
+        n = 2 if i + 1 < len(symbols) and (symbols[i], symbols[i + 1]) == pair else 1
+        joined.append("".join(symbols[i:i + n]))
+        i += n
+    return joined
+
+
+def save(merges, folder):
+    """Writes encoder.json and vocab.bpe; each takes its name only when it is whole."""
+    tokens = dict.fromkeys([*BYTE_TO_CHAR.values(), *map("".join, merges), "<|endoftext|>"])
+    os.makedirs(folder, exist_ok=True)
+    for name, text in (("encoder.json", json.dumps({token: id for id, token in enumerate(tokens)})),
+                       ("vocab.bpe", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))):
+        path = os.path.join(folder, name)
+        with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.replace(path + ".part", path)
+
+
+def read_text(path):
+    """The text of a UTF-8 file. Raises ValueError for one that is empty or not UTF-8, naming the place."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}; convert it first") from None
+    if not text:
+        raise ValueError(f"{path} is empty: give a text to learn from")
+    return text
+
+
+def main(text, out, n_vocab=1024):
+    """Learns a vocabulary from a text and prints how many characters of it a token stands for.
+
+    Args:
+        text: The path of a UTF-8 text.
+        out: The folder for encoder.json and vocab.bpe, made where it is missing.
+        n_vocab: How many tokens, from 257 on (GPT-2 has 50257); a text allows as many as it has pairs to join.
+    """
+    from encoder import get_encoder
+
+    content = read_text(text)
+    save(learn(content, n_vocab), out)
+    n_ids = len(get_encoder(os.path.basename(os.path.abspath(out)), os.path.dirname(os.path.abspath(out))).encode(content))
+    return f"{out}: {n_vocab} tokens; the text's {len(content):,} characters take {n_ids:,}, {len(content) / n_ids:.2f} a token"
+
+
+if __name__ == "__main__":
+    from utils import run
+
+    run(main, "text", "out")

@@ -1,0 +1,108 @@
+import argparse
+import inspect
+import json
+import pickle
+
+import pytest
+import tiktoken
+from conftest import ROOT, command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_encoder import PATTERN, texts
+
+from beyond import tokenizer
+from encoder import BYTE_TO_CHAR, Encoder, get_encoder
+
+TEXT = inspect.getsource(argparse) + "Näive Ünicode: 中文, 日本語, 👍🏽👍🏽 and “quotes” — again “quotes” — 中文.\n" * 20 + inspect.getsource(pickle)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "learned"
+    tokenizer.save(tokenizer.learn(TEXT, 1000), folder)
+    return folder
+
+
+def test_the_merges_are_those_of_the_tokenizers_library():
+    """Its trainer numbers the bytes as GPT-2 does if told to, and of equally frequent pairs takes the older tokens' too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=999, initial_alphabet=list(BYTE_TO_CHAR.values()), show_progress=False))
+    merges = [tuple(pair) for pair in json.loads(theirs.to_str())["model"]["merges"]]
+    ours = tokenizer.learn(TEXT, 1000)
+    assert len(ours) == len(merges) == 743
+    counts = [frequencies(merges[:n], merges[n]) for n in range(0, 743, 53)]
+    assert counts == [frequencies(ours[:n], ours[n]) for n in range(0, 743, 53)]  # as frequent a pair each time: equal up to ties
+    assert len(set(ours) & set(merges)) > 0.9 * 743
+
+
+def frequencies(merges, pair):
+    """How often a pair stands in TEXT once these merges are made: counted anew, over the whole text."""
+    encoder = Encoder({token: 0 for token in BYTE_TO_CHAR.values()}, merges)
+    total = 0
+    for word in tokenizer.WORDS.findall(TEXT):
+        symbols = encoder.merge("".join(BYTE_TO_CHAR[byte] for byte in word.encode()))
+        total += sum((a, b) == pair for a, b in zip(symbols, symbols[1:]))
+    return total
+
+
+def test_each_merge_was_the_most_frequent_pair():
+    """Counted anew after each merge, over a short text: no pair was more frequent than the one that was taken."""
+    text = TEXT[:3000]
+    merges = tokenizer.learn(text, 257 + 60)
+    words = [[BYTE_TO_CHAR[byte] for byte in word.encode()] for word in tokenizer.WORDS.findall(text)]
+    for merge in merges:
+        pairs = [pair for word in words for pair in zip(word, word[1:])]
+        assert pairs.count(merge) == max(map(pairs.count, set(pairs)))
+        words = [tokenizer.join(word, merge) for word in words]
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=texts)
+def test_the_encoding_is_tiktokens_with_the_same_two_files(folder, text):
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    if folder not in oracles:
+        ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
+        oracle = tiktoken.Encoding("learned", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 999})
+        oracles[folder] = oracle, get_encoder(folder.name, str(folder.parent))
+    oracle, encoder = oracles[folder]
+    for part in text, TEXT[len(text) * 100:][:500]:
+        assert encoder.encode(part) == oracle.encode_ordinary(part)
+        assert encoder.decode(encoder.encode(part)) == part
+
+
+oracles = {}
+
+
+def test_the_files_are_in_gpt2s_form(folder):
+    vocabulary, merges = json.loads((folder / "encoder.json").read_text()), (folder / "vocab.bpe").read_text("utf-8").split("\n")
+    assert list(vocabulary.values()) == list(range(1000)) and list(vocabulary)[:256] == list(BYTE_TO_CHAR.values())
+    assert list(vocabulary)[-1] == "<|endoftext|>" and merges[0] == "#version: 0.2" and merges[-1] == ""
+    assert [merge.replace(" ", "") for merge in merges[1:-1]] == list(vocabulary)[256:-1]
+    assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "vocab.bpe"]
+
+
+def run(*args):
+    return command("-m", "beyond.tokenizer", *args, program=None, cwd=ROOT)
+
+
+def test_the_command(tmp_path, folder):
+    (tmp_path / "text").write_text(TEXT, "utf-8", newline="\n")
+    done = run(str(tmp_path / "text"), "--n_vocab", "1000", "--out", str(tmp_path / "new"))
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode().startswith(f"{tmp_path}/new: 1000 tokens; ")
+    for name in "encoder.json", "vocab.bpe":
+        assert (tmp_path / "new" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("content, n_vocab, parts", [
+    (b"", 300, ["is empty"]), (b"caf\xe9", 300, ["not UTF-8: byte 3 is 0xe9"]), (b"abab", 300, ["n_vocab=300", "at most n_vocab=259"]),
+    (b"abab", 256, ["n_vocab=256", "from 257"]), (b"abab", 300.5, ["n_vocab=300.5"]), (None, 300, ["No such file"])])
+def test_errors(tmp_path, content, n_vocab, parts):
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    done = run(str(tmp_path / "text"), str(tmp_path / "out"), f"--n_vocab={n_vocab}")
+    stderr = done.stderr.decode()
+    assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1) and stderr.startswith("error: ")
+    assert all(part in stderr for part in parts), stderr
+    assert not (tmp_path / "out").exists()
