@@ -41,7 +41,8 @@ def test_every_character_in_every_surrounding(encoder, oracle):
     assert [code for code in wrong if unicodedata.category(chr(int(code, 16))) != "Cn"] == []
 
 
-SNIPPETS = ["'s", "'S", "'ll", "'LL", "'Ll", "'ve", "'re", "'m", "'d", "'x", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c", "a", "The", " the",
+SNIPPETS = ["'s", "'S", "'ll", "'LL", "'Ll", "'ve", "'re", "'m", "'d", "'x", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c",
+            "a", "The", " the",
             "é", "e\u0301", "ß", "中文", "日本", "أهلا", "हिन्दी", "ไทย", "👍🏽", "👩‍👩‍👧", "\u200d", "\ufeff", "123", "٣", "²", "Ⅷ", "½", "_", "--", "...",
             "<|endoftext|>", "<|", "\0", "\x7f", "http://x.y/z?a=b&c", "SolidGoldMagikarp", "ÃÂ", "Ġ", "Ċ"]
 texts = st.one_of(st.text(), st.lists(st.sampled_from(SNIPPETS)).map("".join), st.text(alphabet=" \n\t'stvelrd1a-", max_size=60))
