@@ -190,8 +190,9 @@ def test_help(program, main, args):
 def test_ctrl_c(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts a connection and never answers
         env = {**os.environ, "GPT2_MODELS_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "no_proxy": "*"}
-        process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", f"--models_dir={tmp_path}"], env=env,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(  # a shell's background jobs inherit that Ctrl-C is ignored; at a terminal it is not
+            [sys.executable, str(ROOT / "gpt2.py"), "a", f"--models_dir={tmp_path}"], env=env, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         connection, _ = server.accept()
         connection.recv(1)
         process.send_signal(signal.SIGINT)
