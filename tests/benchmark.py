@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import ROOT, VOCABULARY, write_model
+from test_encoder import tiktoken_of
 
 import gpt2
 import utils
@@ -98,11 +99,7 @@ def processes(folder):
 
 
 def encoding():
-    import tiktoken
-    from test_encoder import PATTERN
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-    ranks = data_gym_to_mergeable_bpe_ranks(str(VOCABULARY / "vocab.bpe"), str(VOCABULARY / "encoder.json"))
-    oracle = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    oracle = tiktoken_of(VOCABULARY)
     text = "\n\n".join(doc for module in list(sys.modules.values()) if (doc := vars(module).get("__doc__")) and doc.isascii())
     encoder, new = [get_encoder("data", str(VOCABULARY.parent)) for _ in range(2)]
     times = seconds({"again": lambda: encoder.encode(text), "tiktoken": lambda: oracle.encode_ordinary(text),

@@ -94,3 +94,10 @@ def command(*args, program="gpt2.py", **kwargs):
     kwargs = {"input": b"", "timeout": 120, **kwargs}
     start = [sys.executable] if program is None else [sys.executable, str(ROOT / program)]
     return subprocess.run([*start, *map(os.fsencode, args)], capture_output=True, env=env, **kwargs)
+
+
+def assert_error(done, *parts):
+    """One line, on standard error alone, that begins "error:" and has these parts; exit status 1."""
+    stderr = done.stderr.decode()
+    assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1), stderr
+    assert stderr.startswith("error: ") and all(part in stderr for part in parts), stderr

@@ -13,7 +13,7 @@ import sys
 import termios
 
 import pytest
-from conftest import ROOT, TINY, command
+from conftest import ROOT, assert_error, command
 
 import gpt2
 import gpt2_pico
@@ -28,13 +28,6 @@ def complete(models_dir, prompt, n=4, **options):
 
 def run(models_dir, *args, **kwargs):
     return command(*args, "--model_size=tiny", f"--models_dir={models_dir}", **kwargs)
-
-
-def assert_error(done, *parts):
-    """One line, on standard error alone, that begins "error:" and has these parts; exit status 1."""
-    stderr = done.stderr.decode()
-    assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1), stderr
-    assert stderr.startswith("error: ") and all(part in stderr for part in parts), stderr
 
 
 def assert_prints(done, text):

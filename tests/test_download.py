@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import pytest
 from conftest import ROOT, TINY, write_model
@@ -26,7 +27,7 @@ def files(tmp_path_factory):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves files under /124M/. behave(handler, name, body) may answer instead; it returns True where it has."""
+    """Serves files under /124M/ and the other models' names. behave(handler, name, body) may answer instead; it returns True where it has."""
     daemon_threads = True
 
     def __init__(self, files):
@@ -51,9 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self):
-        name = self.path.split("/")[-1]
+        _, model_size, name = self.path.split("/")
         self.server.log.append((name, self.headers.get("Range")))
-        body = self.server.files.get(name) if self.path == f"/124M/{name}" else None
+        body = self.server.files.get(name) if model_size in utils.SHA256 else None
         if body is None:
             return self.start(404, 0)
         try:
@@ -62,13 +63,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except ConnectionError:
             pass
 
-    def whole_or_range(self, body, up_to=None):
+    def whole_or_range(self, body, up_to=None, pause=0):
         first = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
         if first >= len(body) and "Range" in self.headers:
             return self.start(416, 0, Content_Range=f"bytes */{len(body)}")
         headers = {"Content_Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}
         self.start(206 if first else 200, len(body) - first, **headers)
-        self.wfile.write(body[first:up_to])
+        for i in range(first, len(body[:up_to]), 100_000):
+            self.wfile.write(body[i:up_to][:100_000])
+            time.sleep(pause)
 
 
 @pytest.fixture
@@ -77,7 +80,7 @@ def server(files, monkeypatch):
     monkeypatch.setenv("GPT2_MODELS_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setitem(utils.SHA256, "124M", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
-    monkeypatch.setattr(utils.time, "sleep", lambda seconds: slept.append(seconds))
+    monkeypatch.setattr(utils, "time", types.SimpleNamespace(sleep=lambda seconds: slept.append(seconds)))
     slept = server.slept = []
     yield server
     server.shutdown()
@@ -276,10 +279,6 @@ def test_the_sizes_of_the_models_without_digests(fetch, server, tmp_path, monkey
     folder, body = tmp_path / "774M", b"x" * 1000
     monkeypatch.setattr(utils, "DATA_BYTES", {"774M": 1000})
     server.files = {name: body for name in utils.FILES}
-    monkeypatch.setenv("GPT2_MODELS_URL", os.environ["GPT2_MODELS_URL"] + "/124M/..")
-    server.behave = lambda handler, name, _: False
-    real = Handler.do_GET
-    monkeypatch.setattr(Handler, "do_GET", lambda self: (setattr(self, "path", self.path.replace("774M", "124M").replace("/124M/../", "/")), real(self)))
     utils.download_gpt2_files("774M", str(folder))
     server.files[utils.DATA] = body[:-1]
     (folder / utils.DATA).write_bytes(body[:-1])
@@ -306,22 +305,29 @@ def start(folder, files, **kwargs):
 
 
 def slowly(handler, name, body):
-    first = int((handler.headers["Range"] or "bytes=0-")[6:-1])
-    handler.start(206 if first else 200, len(body) - first, **({"Content_Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}))
-    for i in range(first, len(body), 100_000):
-        handler.wfile.write(body[i:i + 100_000])
-        time.sleep(0.01)
+    handler.whole_or_range(body, pause=0.01)
     return True
 
 
 def test_killed_at_any_moment(fetch, server, files):
-    server.behave = slowly
-    for delay in 0.35, 0.45, 0.55, 0.7, 0.9:
+    """Kills the process in the middle of each file in turn; each start goes on from what the one before left."""
+    for stalled in utils.FILES:
+        reached, killed = threading.Event(), threading.Event()
+
+        def behave(handler, name, body):
+            if name == stalled and not killed.is_set():
+                handler.whole_or_range(body, len(body) // 2)
+                handler.wfile.flush()
+                reached.set()
+                return killed.wait(60)
+        server.behave = behave
         process = start(fetch.folder, files)
-        time.sleep(delay)
+        assert reached.wait(60)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for path in fetch.folder.glob("*") if fetch.folder.exists() else ():
+        killed.set()
+        assert (fetch.folder / f"{stalled}.part").exists() and not (fetch.folder / stalled).exists()
+        for path in fetch.folder.iterdir():
             assert path.name.endswith(".part") or path.read_bytes() == files[path.name]
     assert fetch() == files
 
