@@ -179,8 +179,7 @@ def load_encoder_hparams_and_params(model_size, models_dir):
     Raises ValueError or OSError: no such model, a file that is missing or damaged, a download that failed.
     """
     model_size = str(model_size)
-    if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
-        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; a path goes into models_dir")
+    check_name(model_size)
     if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, model_size)):
         models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
     model_dir = os.path.join(models_dir, model_size)
@@ -282,7 +281,7 @@ def _varint(n):
 
 
 def _read_with_tensorflow(tf_ckpt_path, shapes):
-    with _silent_stderr():  # TensorFlow has much to say about the machine while it is imported
+    with silent_stderr():  # TensorFlow has much to say about the machine while it is imported
         try:
             import tensorflow as tf
         except ImportError:
@@ -304,7 +303,8 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
 
 
 @contextlib.contextmanager
-def _silent_stderr():
+def silent_stderr():
+    """Within, whatever is written to the standard error, by C++ code too, goes nowhere."""
     sys.stderr.flush()
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -319,12 +319,20 @@ def _silent_stderr():
 # --- the command line ---
 
 
+def check(name, value, kind, low, high, hint):
+    """Raises ValueError unless the value is of a kind, a type or a tuple of types, and from low to high."""
+    if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be {hint}")
+
+
+def check_name(model_size):
+    """Raises ValueError unless model_size can be the name of a folder."""
+    if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
+        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; a path goes into models_dir")
+
+
 def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
     """Raises ValueError for an option of generate that is out of range, naming the range."""
-    def check(name, value, kind, low, high, hint):
-        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
-            raise ValueError(f"{name}={value!r} must be {hint}")
-
     whole, real = (int, np.integer), (int, float, np.integer, np.floating)
     check("n_tokens_to_generate", n_tokens_to_generate, whole, 0, math.inf,
           "a whole number from 0 on (a prompt of several words needs quotes)")
@@ -363,7 +371,7 @@ def read_prompt(prompt):
 
 
 def run(main, *text):
-    """Makes main a command: prints what it returns, or one line that begins "error:".
+    """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
 
     text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0. main may raise
     ValueError, OSError and MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
@@ -374,7 +382,9 @@ def run(main, *text):
             if sys.stdout is None:
                 raise OSError("the standard output is closed, so there is nowhere to print to")
             sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
-            print(main(*arguments[0], **arguments[1]), flush=True)
+            result = main(*arguments[0], **arguments[1])
+            if result is not None:
+                print(result, flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough

@@ -24,7 +24,7 @@ def test_ci_runs_the_test_command():
 
 
 def test_every_requirement_is_needed_and_has_its_reason():
-    for path in "requirements.txt", "tests/requirements.txt":
+    for path in "requirements.txt", "beyond/requirements.txt", "tests/requirements.txt":
         reason = False
         for line in (ROOT / path).read_text().splitlines():
             assert reason or "#" in line
@@ -35,7 +35,7 @@ def test_every_requirement_is_needed_and_has_its_reason():
 
 def test_the_files_exist():
     files = re.findall(r"^\| `([\w./]+)` \|", README, re.M)
-    assert len(files) == 7 and all((ROOT / name).exists() for name in files if name != "models/")
+    assert len(files) == 8 and all((ROOT / name).exists() for name in files if name != "models/")
 
 
 def test_no_line_is_wider_than_a_screen():

@@ -7,7 +7,6 @@ import pickle
 import pytest
 from conftest import ROOT, assert_error, command
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_encoder import texts, tiktoken_of
 
 from beyond import tokenizer

@@ -1,0 +1,296 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, assert_error, command, flat, nested
+
+import gpt2
+import gpt2_pico
+import utils
+from beyond import tokenizer, train
+from encoder import get_encoder
+
+HPARAMS = golden.CONFIGS["wide"]
+TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
+SIZES = {"n_vocab": 300, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2, "eval_every": 20}
+FLAGS = [f"--{name}={value}" for name, value in SIZES.items()] + ["--learning_rate=0.01"]
+HISTORY = r"step (\d+): loss ([\d.]+), held out ([\d.]+)"
+
+
+@pytest.fixture(scope="module")
+def params():
+    return nested(golden.weights(HPARAMS))
+
+
+def pico_losses(params, ids, n_head):
+    """-log p of ids[1:], from gpt2_pico's logits, in float64."""
+    logits = gpt2_pico.gpt2(ids[:-1], **params, n_head=n_head).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    return np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_shifted_ids(params):
+    ids = golden.inputs(HPARAMS)
+    expected = pico_losses(params, ids, HPARAMS["n_head"])
+    np.testing.assert_allclose(train.token_losses(params, ids, HPARAMS["n_head"]), expected, rtol=2e-4, atol=2e-4)
+    assert float(train.lm_loss(params, ids, HPARAMS["n_head"])) == pytest.approx(expected.mean(), rel=1e-5)
+    assert gpt2.np is np and gpt2.transformer_block is not train.transformer_block  # all is as it was
+
+
+def test_the_loss_is_finite_where_a_probability_is_0(params):
+    certain = {**params, "wte": params["wte"] * 1000}
+    assert pico_losses(certain, golden.inputs(HPARAMS), HPARAMS["n_head"]).max() > 104  # exp(-104) is 0 in float32
+    assert np.isfinite(train.lm_loss(certain, golden.inputs(HPARAMS), HPARAMS["n_head"]))
+
+
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_gradients_are_finite_differences(params, rate):
+    """In float64, along a random direction through each parameter."""
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():  # moved in JAX 0.8
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+        ids, rng = golden.inputs(HPARAMS)[:12], np.random.default_rng(0)
+
+        @jax.jit
+        def loss(params):
+            return train.lm_loss(train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"])
+
+        gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(params)), *jax.tree.flatten(params)
+        for i, leaf in enumerate(leaves):
+            way = rng.standard_normal(leaf.shape)
+            both = [loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1:]])) for h in (1e-5, -1e-5)]
+            np.testing.assert_allclose((both[0] - both[1]) / 2e-5, (gradients[i] * way).sum(), rtol=1e-6, atol=1e-9)
+
+
+def test_dropout_zeroes_a_share_and_keeps_the_mean(params):
+    dropped = train.dropout(params, jax.random.key(0), 0.2, 40)["blocks"]
+    masks = np.concatenate([np.asarray(mask)[None] for block in dropped for mask in block["keep"]])
+    assert masks.shape == (5, 40, HPARAMS["n_embd"]) and set(np.unique(masks)) == {0, np.float32(1.25)}
+    assert np.abs((masks == 0).mean(axis=(1, 2)) - 0.2).max() < 0.04
+    assert all((a != b).any() for i, a in enumerate(masks) for b in masks[:i])
+    ids = golden.inputs(HPARAMS)[:20]
+    plain, none, some = (float(train.lm_loss(p, ids, HPARAMS["n_head"])) for p in (
+        params, *(train.dropout(params, jax.random.key(0), rate, 19) for rate in (0, 0.2))))
+    assert none == pytest.approx(plain, rel=1e-6) and some != pytest.approx(plain, rel=1e-3)
+
+
+def test_the_first_parameters_are_gpt2s():
+    made = dict(flat(train.initial_params(**{**HPARAMS, "n_layer": 8, "n_ctx": 1024})))
+    for name, array in made.items():
+        assert array.dtype == np.float32
+        if name.endswith(("/g", "/b")):
+            assert (array == name.endswith("/g")).all()
+        else:
+            assert array.std() == pytest.approx(0.02 / (4 if "c_proj" in name else 1), rel=0.05) and abs(array.mean()) < 0.002
+    assert {name: array.shape for name, array in made.items()} == {
+        name: array.shape for name, array in flat(nested(golden.weights({**HPARAMS, "n_layer": 8, "n_ctx": 1024})))}
+
+
+@pytest.mark.parametrize("n, stride", [(49, 48), (50, 7), (144, 48), (145, 48), (200, 1), (171, 13)])
+def test_each_held_out_token_is_scored_once_with_its_context(params, n, stride):
+    ids, n_ctx, losses = np.arange(n) * 29 % HPARAMS["n_vocab"], HPARAMS["n_ctx"], {}
+    for start in [*range(0, n - 1 - n_ctx, stride), n - 1 - n_ctx]:
+        for i, loss in enumerate(pico_losses(params, ids[start:start + n_ctx + 1], HPARAMS["n_head"])):
+            losses.setdefault(start + i + 1, loss)
+    assert sorted(losses) == list(range(1, n))
+    assert train.held_out_loss(params, ids, HPARAMS["n_head"], stride) == pytest.approx(np.mean(list(losses.values())), rel=1e-5)
+
+
+def test_rows_are_pieces_of_the_text(tmp_path):
+    """An eighth begins with a document and shows where documents end; half are cut up otherwise; the rest is as encoded."""
+    tokenizer.save(tokenizer.learn(TEXT, 400), tmp_path)
+    encoder = get_encoder("", str(tmp_path))
+    end, n = encoder.encoder["<|endoftext|>"], {"document": 0, "other": 0, "plain": 0}
+    plain = encoder.encode(TEXT)
+    pieces = {tuple(plain[i:i + 33]) for i in range(len(plain) - 32)}
+    rows = train.row_maker(encoder, TEXT, 32, 8, 0.1)
+    for row in np.concatenate([rows(np.random.default_rng(i)) for i in range(200)]).tolist():
+        assert len(row) == 33
+        if end in row:
+            n["document"] += 1
+            assert "\n\n" + encoder.decode(row).replace("<|endoftext|>", "\n\n") in "\n\n" + TEXT + "\n\n"
+        else:
+            n["plain" if tuple(row) in pieces else "other"] += 1
+            assert encoder.decode(row).strip("\ufffd") in TEXT
+    assert 0.04 < n["document"] / 1600 < 0.15 and 0.44 < n["other"] / 1600 < 0.56
+    assert (rows(np.random.default_rng(1)) == rows(np.random.default_rng(1))).all()
+    assert {tuple(row) for row in train.row_maker(encoder, "one document " * 50, 32, 8, 0)(np.random.default_rng(0)).tolist()}
+
+
+# --- the loop, on a model of one number ---
+
+
+def line(folder, loss=None, held_out=None, settings=None, **changes):
+    """fit of w to rows that are all 3: (history, what was saved)."""
+    saved = []
+    history = train.fit(**{
+        "params": {"w": np.float32(0)}, "loss": loss or (lambda params, row, key: ((params["w"] - row) ** 2).mean()),
+        "rows": lambda rng: np.full((8, 2), 3.0) + rng.normal(size=(8, 2)),
+        "held_out": held_out or (lambda params: float((params["w"] - 3) ** 2)), "optimizer": lambda steps: optax.sgd(0.05),
+        "save": lambda params, history: saved.append((float(params["w"]), len(history))),
+        "folder": str(folder), "settings": {"steps": 40, "eval_every": 10, "seed": 1, **(settings or {})}, **changes})
+    return history, saved
+
+
+def test_the_best_weights_are_saved(tmp_path):
+    scores = iter([5.0, 2.0, 3.0, 1.0])
+    history, saved = line(tmp_path, held_out=lambda params: next(scores))
+    assert [row[0] for row in history] == [10, 20, 30, 40] and [n for _, n in saved] == [1, 2, 4]
+    assert [row[2] for row in history] == [5, 2, 3, 1] and history[-1][1] < history[0][1] and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("after", [13, 20, 35])
+def test_a_training_goes_on_to_the_same_weights(tmp_path, after):
+    class Killed(Exception):
+        pass
+
+    def rows(rng):
+        if rows.left == 0:
+            raise Killed
+        rows.left -= 1
+        return 3 + rng.normal(size=(8, 2))
+
+    rows.left = 10 ** 9
+    expected = line(tmp_path / "a", rows=rows) if (tmp_path / "a").mkdir() is None else None
+    rows.left = after
+    with pytest.raises(Killed):
+        line(tmp_path, rows=rows)
+    rows.left = 10 ** 9
+    with pytest.raises(ValueError, match='begun with {"steps": 40.*and this is {"steps": 50'):
+        line(tmp_path, rows=rows, settings={"steps": 50})
+    history, saved = line(tmp_path, rows=rows)
+    assert history == expected[0] and saved[-1] == expected[1][-1]
+    assert 10 ** 9 - rows.left == 40 - after // 10 * 10  # nothing but the steps since the last evaluation was made again
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path, bad):
+    def loss(params, row, key):
+        return jnp.where(params["w"] > 2.5, bad, ((params["w"] - row) ** 2).mean())
+
+    with pytest.raises(ValueError, match=f"the loss is {bad} at step (1[1-9]|2[0-9]): try a lower learning_rate.*keeps the best"):
+        line(tmp_path, loss=loss)
+    assert float(np.load(tmp_path / "train.npz")["0"]) < 2.5
+    with pytest.raises(ValueError, match="the loss is inf at step 10.*nothing was saved"):
+        line(tmp_path / "none", held_out=lambda params: np.inf) if (tmp_path / "none").mkdir() is None else None
+
+
+def test_minutes_become_steps(tmp_path):
+    history, _ = line(tmp_path, settings={"steps": None, "minutes": 0.001})  # 60 ms
+    assert 1 <= history[-1][0] < 10000
+
+
+# --- the command ---
+
+
+def run(text, folder, *flags, devices=1, **kwargs):
+    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return command("-m", "beyond.train", str(text), "--model_size=new", f"--models_dir={folder}", *FLAGS, *flags,
+                   program=None, cwd=ROOT, env=env, timeout=300, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT, "utf-8", newline="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    done = run(text, folder, "--steps=150")
+    assert done.returncode == 0, done.stderr.decode()
+    return folder, done
+
+
+def losses(done):
+    return np.array([[float(x) for x in row] for row in re.findall(HISTORY, done.stderr.decode())])
+
+
+def test_training_makes_the_held_out_loss_fall(trained, text):
+    folder, done = trained
+    found = losses(done)
+    assert found[:, 0].tolist() == [20, 40, 60, 80, 100, 120, 140, 150]
+    encoder, hparams, params = utils.load_encoder_hparams_and_params("new", str(folder))
+    cut = len(TEXT) * 9 // 10
+    assert (folder / "new" / "held_out.txt").read_text("utf-8") == TEXT[cut:]
+    ids = encoder.encode(TEXT[cut:])
+    counts = np.bincount(encoder.encode(TEXT[:cut]), minlength=300) + 1
+    without_context = -np.log(counts / counts.sum())[ids].mean()
+    assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned what follows what
+    n, a_token = len(ids) - 1, train.held_out_loss(params, ids, 2, 4)
+    assert done.stdout.decode() == (f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
+                                    f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n")
+    assert (folder / "new" / "loss.svg").read_text().count("<svg") == 1
+
+
+def test_the_folder_is_a_model_as_openais(trained):
+    import tensorflow as tf
+    folder = trained[0] / "new"
+    assert sorted(os.listdir(folder)) == sorted([*utils.FILES, "held_out.txt", "loss.svg"])
+    assert (folder / "checkpoint").read_text() == 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
+    hparams = json.loads((folder / "hparams.json").read_text())
+    assert hparams == {name: SIZES[name] for name in utils.HPARAMS}
+    reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+    tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    assert {name: array.shape for name, array in tensors.items()} == golden.shapes(**hparams)
+    shapes = {name.removeprefix("model/"): shape[-2:] for name, shape in golden.shapes(**hparams).items()}
+    mapped = utils._map(str(folder / "model.ckpt"), shapes)
+    assert all((mapped[name.removeprefix("model/")] == array).all() for name, array in tensors.items())
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:  # as one reads OpenAI's with the graph they come with
+        tf.compat.v1.train.import_meta_graph(str(folder / "model.ckpt.meta")).restore(session, str(folder / "model.ckpt"))
+        assert (session.run("model/wte:0") == tensors["model/wte"]).all()
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    args = [sys.executable, "-m", "beyond.train", str(text), "--model_size=new", f"--models_dir={tmp_path}", *FLAGS, "--steps=150"]
+    with subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        while b"step 40" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(np.random.default_rng().random())  # anywhere
+        process.send_signal(signal.SIGKILL)
+    done = run(text, tmp_path, "--steps=150")
+    assert losses(done)[0, 0] > 20 and (losses(done) == losses(trained[1])[-len(losses(done)):]).all()
+    data = utils.DATA
+    assert (tmp_path / "new" / data).read_bytes() == (trained[0] / "new" / data).read_bytes()
+    assert_error(run(text, tmp_path, "--steps=150"), f"{tmp_path}/new is a model already")
+
+
+def test_eight_devices_give_the_losses_of_one(trained, text, tmp_path):
+    done = run(text, tmp_path, "--steps=150", devices=8)
+    np.testing.assert_allclose(losses(done), losses(trained[1]), rtol=2e-3)
+    np.testing.assert_allclose(losses(done)[:3], losses(trained[1])[:3], atol=2e-4)
+
+
+@pytest.mark.parametrize("content, flags, parts", [
+    (b"", {}, ["is empty"]), (b"ab", {}, ["n_vocab=300"]), (b"caf\xe9", {}, ["not UTF-8: byte 3 is 0xe9"]),
+    (TEXT[:1000].encode(), {"n_vocab": 257, "n_ctx": 100}, ["n_ctx=100 needs 101 tokens", "has 100"]),
+    (None, {"n_embd": 15}, ["n_embd=15", "multiple of 2, n_head"]), (None, {"n_layer": 0}, ["n_layer=0", "from 1"]),
+    (None, {"n_ctx": 1.5}, ["n_ctx=1.5"]), (None, {"dropout_rate": 1}, ["dropout_rate=1", "0 to 0.99"]),
+    (None, {"learning_rate": 0}, ["learning_rate=0"]), (None, {"seed": -1}, ["seed=-1"]), (None, {"n_vocab": 256}, ["n_vocab=256", "257"]),
+    (None, {"steps": None}, ["steps", "minutes"]), (None, {"minutes": 3}, ["steps", "minutes"]), (None, {"steps": 0}, ["steps=0"]),
+    (None, {"model_size": "124M"}, ["124M", "OpenAI"]), (None, {"model_size": "a/b"}, ["a/b", "models_dir"])])
+def test_errors(tmp_path, text, content, flags, parts):
+    path = text
+    if content is not None:
+        path = tmp_path / "text"
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        train.main(str(path), **{"model_size": "new", "models_dir": str(tmp_path / "models"), **SIZES, "steps": 1, **flags})
+    assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_errors_are_one_line(text, tmp_path):
+    assert_error(run(text, tmp_path, "--steps=5", "--batch_size=9", devices=2), "batch_size=9", "multiple of 2, the number of devices")
+    assert_error(run(tmp_path / "none", tmp_path, "--steps=5"), "No such file", "none")
