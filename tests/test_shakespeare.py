@@ -1,0 +1,76 @@
+"""The model in the repository: what its README and the project's say of it is so."""
+
+import json
+import re
+
+import gpt2_pico
+import numpy as np
+from conftest import ROOT, command
+from test_encoder import tiktoken_of
+
+import utils
+
+FOLDER = ROOT / "models" / "shakespeare"
+README, MODEL_README = ((folder / "README.md").read_text("utf-8") for folder in (ROOT, FOLDER))
+
+
+def figure(pattern):
+    return float(re.search(pattern, MODEL_README)[1])
+
+
+def test_the_folder_is_openais_form_and_small():
+    assert {path.name for path in FOLDER.iterdir()} == {*utils.FILES, "README.md", "held_out.txt", "loss.svg"}
+    assert (FOLDER / utils.DATA).stat().st_size <= 16e6
+    hparams = json.loads((FOLDER / "hparams.json").read_text())
+    assert hparams["n_ctx"] == 256 and hparams["n_vocab"] == len(json.loads((FOLDER / "encoder.json").read_text()))
+
+
+def test_the_held_out_loss_is_what_the_readme_says():
+    """By gpt2_pico and tiktoken, a window at a time: each window of n_ctx tokens begins 64 after the one before."""
+    _, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    text = (FOLDER / "held_out.txt").read_text("utf-8")
+    ids, n_ctx = np.array(tiktoken_of(FOLDER).encode_ordinary(text)), hparams["n_ctx"]
+    total, end = 0.0, 1  # ids[:end] are scored, but for the first, which nothing stands before
+    for start in [*range(0, len(ids) - 1 - n_ctx, 64), len(ids) - 1 - n_ctx]:
+        window = ids[start:start + n_ctx + 1]
+        logits = gpt2_pico.gpt2(window[:-1], **params, n_head=hparams["n_head"])[end - start - 1:].astype(np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        targets = window[end - start:]
+        total += (np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(len(targets)), targets]).sum()
+        end = start + n_ctx + 1
+    assert end == len(ids)
+    n_chars = len(text) - len(tiktoken_of(FOLDER).decode(ids[:1].tolist()))
+    assert abs(total / n_chars - figure(r"\*\*([\d.]+)\*\* nats a character")) < 6e-5
+    assert abs(total / (len(ids) - 1) - figure(r"([\d.]+) nats a token")) < 6e-5
+    assert total / n_chars <= 1.45
+
+
+def test_the_samples_are_what_it_says():
+    """Each command in both READMEs that runs this model prints what stands below it."""
+    shown = re.findall(r"```\n(?:.*&& )?(?:\.venv/bin/)?python (gpt2\.py .*--model_size shakespeare.*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
+                       README + MODEL_README, re.S)
+    assert len(shown) == 4
+    for line, expected in shown:
+        prompt, flags = re.fullmatch(r'gpt2\.py "(.*?)"(.*)', line).groups()
+        done = command(prompt, *flags.split(), cwd=ROOT)
+        assert done.returncode == 0 and done.stdout.decode() == expected, line
+
+
+def test_it_needs_neither_tensorflow_nor_a_network():
+    code = "import sys, gpt2; print(gpt2.main('ROMEO:', model_size='shakespeare')); print(sorted(sys.modules), file=sys.stderr)"
+    done = command("-c", code, program=None, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip()
+    assert not {"tensorflow", "jax", "requests", "socket"} & set(re.findall(r"'([\w.]+)'", done.stderr.decode()))
+
+
+def test_a_speech_comes_to_an_end():
+    """A prompt that begins as a speech does is continued to the speech's end; within the plain text none is seen."""
+    import gpt2
+    encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    end = encoder.encoder["<|endoftext|>"]
+    ended = [len(gpt2.generate(encoder.encode("ROMEO:"), params, hparams["n_head"], 200, temperature=0.8, seed=seed, stop=end)) < 200
+             for seed in range(12)]
+    assert sum(ended) >= 9
+    ids = encoder.encode((FOLDER / "held_out.txt").read_text("utf-8"))[1000:1256]
+    logits = gpt2.gpt2(ids, **params, n_head=hparams["n_head"])[64:]
+    assert gpt2.softmax(logits)[:, end].mean() < 0.002
