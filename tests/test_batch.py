@@ -1,0 +1,123 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import golden
+import pytest
+from conftest import ROOT, assert_error, command, nested
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpt2
+from beyond import batch
+
+MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
+HELD_OUT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(MODELS)), st.integers(1, 5), st.sampled_from([0, 0.7]), st.data())
+def test_each_text_is_what_it_is_alone(name, batch_size, temperature, data):
+    """Prompts and completions of any length, as many as the context has; more prompts than rows; some stop early."""
+    params, hparams = MODELS[name]
+    prompts = []
+    for seed in range(data.draw(st.integers(0, 4 * batch_size))):
+        inputs = data.draw(st.lists(st.integers(0, hparams["n_vocab"] - 1), min_size=1, max_size=hparams["n_ctx"]))
+        prompts.append((inputs, data.draw(st.integers(0, hparams["n_ctx"] - len(inputs))), seed))
+    stop = data.draw(st.integers(0, 5))
+    expected = [gpt2.generate(inputs, params, hparams["n_head"], n, temperature, seed=seed, stop=stop) for inputs, n, seed in prompts]
+    found = batch.generate(prompts, params, hparams["n_head"], temperature, stop=stop, batch_size=batch_size)
+    assert list(found) == expected
+
+
+def test_no_more_prompts_are_read_than_needed():
+    params, hparams = MODELS["wide"]
+    read = []
+
+    def prompts():  # the first takes long, the others end at once
+        for i in range(10 ** 9):
+            read.append(i)
+            yield [1], 40 if i == 0 else 1, 0
+
+    found = batch.generate(prompts(), params, hparams["n_head"], batch_size=3)
+    assert len(next(found)) == 40 and len(read) <= 12
+    assert [len(next(found)) for _ in range(50)] == [1] * 50 and len(read) <= 75
+
+
+def test_a_step_is_one_product_a_layer(monkeypatch):
+    """Each weight is read once a step, whatever the number of rows."""
+    params, hparams = MODELS["wide"]
+    shapes, linear = [], gpt2.linear
+    monkeypatch.setattr(batch, "linear", lambda x, w, b: shapes.append(x.shape) or linear(x, w, b))
+    list(batch.generate([([i], 3, 0) for i in range(4)], params, hparams["n_head"], batch_size=4))
+    assert shapes == [(4, hparams["n_embd"])] * (2 * 2 * hparams["n_layer"])  # c_attn and c_proj, twice after the first token
+
+
+def run(folder, *args, **kwargs):
+    args = "-m", "beyond.batch", str(folder / "prompts.txt"), "--out", str(folder / "out.jsonl"), "--model_size=shakespeare", *args
+    return command(*args, program=None, cwd=ROOT, **kwargs)
+
+
+def results(folder):
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--temperature=0.8", "--top_p=0.9", "--seed=5"]])
+def test_the_command(tmp_path, flags):
+    prompts = ["ROMEO:", "", "First Citizen:\\n", "To be, or not to be", "JULIET:", " näive 中 "]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), "utf-8", newline="")
+    done = run(tmp_path, "--n_tokens_to_generate=12", "--batch_size=4", *flags)
+    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode() == f"{tmp_path}/out.jsonl: 6 lines\n"
+    assert [record["prompt"] for record in results(tmp_path)] == prompts
+    for i in 0, 1, 5:
+        own = [f"--seed={5 + i}" if "seed" in flag else flag for flag in flags]
+        alone = command(prompts[i], "--n_tokens_to_generate=12", "--model_size=shakespeare", *own).stdout.decode()
+        assert results(tmp_path)[i] == {"prompt": prompts[i], "completion": alone.removesuffix("\n")}
+
+
+def test_a_bad_line_has_its_error_and_the_rest_go_on(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"ROMEO:\r\n" + b"caf\xe9\n" + b"word " * 300 + b"\nJULIET:\n")
+    done = run(tmp_path, "--n_tokens_to_generate=3")
+    assert done.returncode == 0 and done.stdout.decode().endswith(": 4 lines, 2 of those written now with an error\n")
+    first, second, third, fourth = results(tmp_path)
+    assert first.keys() == fourth.keys() == {"prompt", "completion"} and first["prompt"] == "ROMEO:"
+    assert second.keys() == {"error"} and second["error"].startswith("line 2: ") and "0xe9" in second["error"]
+    assert third["prompt"] == "word " * 300 and third["error"].startswith("line 3: ") and "256" in third["error"]
+    again = run(tmp_path, "--n_tokens_to_generate=3")
+    assert again.stdout.decode() == f"{tmp_path}/out.jsonl: 4 lines\n" and len(results(tmp_path)) == 4
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    prompts = [line for line in HELD_OUT.splitlines() if line][:120]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n", "utf-8", newline="")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "prompts.txt").write_bytes((tmp_path / "prompts.txt").read_bytes())
+    flags = "--n_tokens_to_generate=20", "--batch_size=4"
+    assert run(whole, *flags).returncode == 0
+    args = [sys.executable, "-m", "beyond.batch", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out.jsonl"), *flags]
+    with subprocess.Popen([*args, "--model_size=shakespeare"], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        out, deadline = tmp_path / "out.jsonl", time.monotonic() + 60
+        while not out.exists() or out.read_bytes().count(b"\n") < 10:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    with open(out, "r+b") as file:  # as if the kill had come within a line
+        file.truncate(len(file.read()) - 7)
+    begun = len(results_bytes := out.read_bytes().split(b"\n")) - 1
+    assert 9 <= begun < 120 and results_bytes[-1]
+    assert run(tmp_path, *flags).returncode == 0
+    assert results(tmp_path) == results(whole) and len(results(whole)) == 120
+
+
+def test_errors(tmp_path):
+    assert_error(run(tmp_path), "No such file", "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    for content in '{"prompt": "b", "completion": ""}\n', "no JSON\n", '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n', "3\n":
+        (tmp_path / "out.jsonl").write_text(content)
+        assert_error(run(tmp_path), "out.jsonl is there already", "prompts.txt", "another out")
+        assert (tmp_path / "out.jsonl").read_text() == content
+    for flag, parts in (("--batch_size=0", ["batch_size=0"]), ("--temperature=-1", ["temperature=-1"]), ("--models_dir=x/y", ["x/y"])):
+        assert_error(run(tmp_path, flag), *parts)
