@@ -1,0 +1,160 @@
+"""How well a model knows a text: what it pays for each token, and how often it gets a passage's last word.
+
+    python -m beyond.evaluate models/shakespeare/held_out.txt --model_size shakespeare
+
+prints, for the last tenth of Shakespeare, of which the model has seen nothing:
+
+    49422 tokens, 20153 words, 111540 bytes
+    loss 3.2214 nats a token
+    perplexity 25.06 a token, 2697.48 a word, 2.0593 bits a byte
+
+The loss of a token is -log p, in nats, of what comes next given what stands before. Each token is paid for once, in
+windows of n_ctx tokens that begin every stride tokens: all but the first n_ctx tokens see at least n_ctx - stride
+tokens before them, so a small stride is nearer to the truth and takes longer. The first token follows <|endoftext|>,
+as documents did in training. A file that ends in .jsonl holds passages, {"text": ...} a line, as LAMBADA's test has
+them (https://arxiv.org/abs/1606.06031): counted are those whose last word greedy decoding gives, token by token.
+
+Zero-shot results of OpenAI's models, as the paper has them (Radford et al. 2019, table 3, https://cdn.openai.com/
+better-language-models/language_models_are_unsupervised_multitask_learners.pdf), after its own cleaning of the texts:
+
+                                 124M    355M    774M   1558M
+    LAMBADA       perplexity    35.13   15.60   10.87    8.63
+    LAMBADA       accuracy %    45.99   55.48   60.12   63.24
+    WikiText2     perplexity    29.41   22.76   19.93   18.34
+    PTB           perplexity    65.85   47.33   40.31   35.76
+    enwik8        bits a byte    1.16    1.01    0.97    0.93
+    text8         bits a char    1.17    1.06    1.02    0.98
+    WikiText103   perplexity    37.50   26.37   22.05   17.48
+    1BW           perplexity    75.20   55.72   44.575  42.16
+
+Perplexity is e to the loss of a word there; ours is given for tokens and for words, which white space separates.
+"""
+
+import collections
+import itertools
+import json
+import math
+import os
+
+import numpy as np
+import regex
+
+import utils
+from gpt2 import hidden_states
+
+
+def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
+    """-log p of each target, in nats, and whether it has the highest logit; the last of them follows all of inputs."""
+    logits = hidden_states(inputs, **params, n_head=n_head)[-len(targets):] @ params["wte"].T
+    logits -= logits.max(axis=-1, keepdims=True)
+    chosen = logits[np.arange(len(targets)), targets]
+    return np.log(np.exp(logits).sum(axis=-1)) - chosen, chosen == 0
+
+
+def evaluate(ids, params, n_head, stride):
+    """Yields the losses of the ids (any iterable) behind the first one, each once, an array for each window."""
+    n_ctx, n_new = len(params["wpe"]), 0
+    recent, due = collections.deque(maxlen=n_ctx + 1), n_ctx
+    for id in ids:
+        n_new += len(recent) > 0
+        recent.append(id)
+        if n_new == due:
+            yield losses(list(recent)[:-1], list(recent)[-n_new:], params, n_head)[0]
+            n_new, due = 0, stride
+    if n_new:
+        yield losses(list(recent)[:-1], list(recent)[-n_new:], params, n_head)[0]
+
+
+def pieces(file, size=2**20):
+    """Yields a text file in pieces of about that many characters, whose tokens together are those of the whole.
+
+    A piece ends where white space begins: there ends a word in any case (see encoder.py).
+    """
+    rest = ""
+    while more := file.read(size):
+        rest += more
+        end = regex.match(r"(?s:.*)\S(?=\s)|", rest).end()
+        yield rest[:end]
+        rest = rest[end:]
+    yield rest
+
+
+def score_text(path, encoder, params, n_head, stride):
+    """What main says of a text. It is read in pieces, so it may be longer than memory."""
+    from tqdm import tqdm
+
+    n_words = n_bytes = n = 0
+    loss, start = 0.0, [encoder.encoder["<|endoftext|>"]]
+    # bytes that are not UTF-8 are scored as they are
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file, tqdm(
+            total=os.path.getsize(path), desc="scoring", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        def read():
+            nonlocal n_words, n_bytes
+            for piece in pieces(file):
+                n_words += len(piece.split())
+                n_bytes += len(piece.encode("utf-8", "surrogateescape"))
+                yield from encoder.encode(piece)
+
+        for found in evaluate(itertools.chain(start, read()), params, n_head, stride):
+            loss, n = loss + float(found.sum(dtype=np.float64)), n + len(found)
+            bar.update(n_bytes - bar.n)
+    if not n:
+        raise ValueError(f"{path} is empty: there is nothing to score")
+    per_word = f"{perplexity(loss / n_words)} a word, " if n_words else ""
+    return (f"{n} tokens, {n_words} words, {n_bytes} bytes\nloss {loss / n:.4f} nats a token\nperplexity "
+            f"{perplexity(loss / n)} a token, {per_word}{loss / math.log(2) / n_bytes:.4f} bits a byte")
+
+
+def score_last_words(path, encoder, params, n_head):
+    """What main says of passages: the last word is what stands behind the last space."""
+    from tqdm import tqdm
+
+    n_ctx, n_right, found = len(params["wpe"]), 0, []
+    with open(path, "rb") as lines:
+        for number, line in enumerate(tqdm(lines, "scoring", unit=" passages", leave=False, disable=None), 1):
+            try:
+                context, space, word = json.loads(line)["text"].rstrip().rpartition(" ")
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise ValueError(f'{path}, line {number}: this must be JSON like {{"text": "a passage"}}') from None
+            target = encoder.encode(space + word)
+            inputs = [encoder.encoder["<|endoftext|>"], *encoder.encode(context), *target][-n_ctx - 1:]
+            if not 0 < len(target) <= n_ctx:
+                raise ValueError(f"{path}, line {number}: its last word has {len(target)} tokens; it must have from 1 "
+                                 f"to {n_ctx}")
+            loss, right = losses(inputs[:-1], target, params, n_head)
+            found.append(loss.sum(dtype=np.float64))
+            n_right += right.all()
+    if not found:
+        raise ValueError(f"{path} is empty: there is nothing to score")
+    return (f"{len(found)} passages\naccuracy of the last word {100 * n_right / len(found):.2f}%\n"
+            f"perplexity {perplexity(np.mean(found))} a last word")
+
+
+def perplexity(loss):
+    """e to the loss, as a text, as it may be beyond all floats."""
+    return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
+
+
+def main(text, model_size="124M", models_dir="models", stride: int = None):
+    """Scores a text: its loss in nats a token, its perplexity a token and a word, and bits a byte.
+
+    OpenAI's models, 124M / 355M / 774M / 1558M, without training on it (table 3 of their paper): WikiText2 29.41 /
+    22.76 / 19.93 / 18.34 a word, enwik8 1.16 / 1.01 / 0.97 / 0.93 bits a byte, LAMBADA 45.99 / 55.48 / 60.12 / 63.24%
+    of the last words.
+
+    Args:
+        text: The path of a text; if it ends in .jsonl, of passages, {"text": ...} a line, whose last words are scored.
+        model_size: As for gpt2.py.
+        models_dir: As for gpt2.py.
+        stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
+    """
+    encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
+    stride = hparams["n_ctx"] // 2 if stride is None else stride
+    utils.check("stride", stride, int, 1, hparams["n_ctx"], f"a whole number from 1 to n_ctx, {hparams['n_ctx']}")
+    if str(text).endswith(".jsonl"):
+        return score_last_words(text, encoder, params, hparams["n_head"])
+    return score_text(text, encoder, params, hparams["n_head"], stride)
+
+
+if __name__ == "__main__":
+    utils.run(main, "text", "model_size", "models_dir")
