@@ -175,25 +175,29 @@ def _fetch_rest(url, file, bar):
 def load_encoder_hparams_and_params(model_size, models_dir):
     """(encoder, hparams, params) of models_dir/model_size; if it is one of OpenAI's, what is missing is downloaded.
 
-    models_dir "models" is the folder beside this file, unless the current folder has a models/model_size of its own.
     Raises ValueError or OSError: no such model, a file that is missing or damaged, a download that failed.
     """
-    model_size = str(model_size)
-    check_name(model_size)
-    if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, model_size)):
-        models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
-    model_dir = os.path.join(models_dir, model_size)
+    model_size, model_dir = str(model_size), folder_of(model_size, models_dir)
     if model_size in SHA256:
         try:
             return _load(model_dir, whole_vocabulary=True)
         except (FileNotFoundError, ValueError):  # never fetched, or cut short by whoever did
             download_gpt2_files(model_size, model_dir)
     elif not os.path.isdir(model_dir):
+        models_dir = os.path.dirname(model_dir)
         entries = os.scandir(models_dir) if os.path.isdir(models_dir) else ()
         local = sorted(entry.name for entry in entries if entry.is_dir() and entry.name not in SHA256)
         known = ", ".join([*SHA256, *local])
         raise ValueError(f"unknown model_size={model_size!r}: choose one of {known}, or make a folder {model_dir}")
     return _load(model_dir)
+
+
+def folder_of(model_size, models_dir):
+    """models_dir/model_size; models_dir "models" is beside this file, unless the current folder has that model."""
+    check_name(str(model_size))
+    if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, str(model_size))):
+        models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
+    return os.path.join(models_dir, str(model_size))
 
 
 def _load(model_dir, whole_vocabulary=False):
@@ -373,10 +377,16 @@ def read_prompt(prompt):
 def run(main, *text):
     """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
 
-    text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0. main may raise
-    ValueError, OSError and MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
+    main: a function, or a dict of functions by the word that chooses one. It may raise ValueError, OSError and
+    MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
+    text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0.
     """
     try:
+        if isinstance(main, dict):
+            word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
+            if word not in main:
+                raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see, say, {[*main][0]} --help")
+            main = main[word]
         arguments = _parse(main, text)
         if arguments is not None:
             if sys.stdout is None:

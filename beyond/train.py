@@ -1,6 +1,6 @@
 """Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
 
-    python -m beyond.train TEXT --model_size NAME --steps 4500
+    python -m beyond.train TEXT --model_size NAME --steps 7000
 
 The forward pass is gpt2.gpt2 as it stands, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the
 gradients, jax.jit the speed. Redefined is transformer_block alone, for dropout; the rest is what a model needs to
@@ -69,17 +69,16 @@ def dropout(params, key, rate, n_seq):
     return {**params, "blocks": blocks}
 
 
-def token_losses(params, inputs, n_head):  # [n_seq + 1] -> [n_seq]
+def token_losses(params, inputs, n_head, block=gpt2.transformer_block):  # [n_seq + 1] -> [n_seq]
     """-log p of each of inputs[1:], in nats; log_softmax is finite where the log of a softmax may be log(0)."""
-    block = transformer_block if "keep" in params["blocks"][0] else gpt2.transformer_block
     with patch.multiple(gpt2, np=jnp, transformer_block=block):
         logits = gpt2.gpt2(inputs[:-1], **params, n_head=n_head)
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), inputs[1:, None], axis=-1)[:, 0]
 
 
-def lm_loss(params, inputs, n_head):  # [n_seq + 1] -> float
+def lm_loss(params, inputs, n_head, block=gpt2.transformer_block):  # [n_seq + 1] -> float
     """The cross-entropy of the shifted ids: the mean loss of a next token, in nats."""
-    return token_losses(params, inputs, n_head).mean()
+    return token_losses(params, inputs, n_head, block).mean()
 
 
 def held_out_loss(params, ids, n_head, stride, batch_size=8):
@@ -102,6 +101,16 @@ def _batch_losses(params, rows, n_head):
     return jax.vmap(lambda row: token_losses(params, row, n_head))(rows)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _row_losses(loss, params, rows, fixed):
+    return jax.lax.map(lambda row: loss(params, row, None, *fixed), rows)
+
+
+def mean_loss(loss, params, rows, *fixed):
+    """The mean of loss(params, row, None, *fixed) over rows, one after the other."""
+    return float(_row_losses(loss, params, rows, fixed).mean())
+
+
 # --- the loop ---
 
 
@@ -110,47 +119,55 @@ def spread(rows, spec=PartitionSpec("data")):
     return jax.device_put(rows, NamedSharding(Mesh(np.array(jax.devices()), ("data",)), spec))
 
 
+def schedule(steps, learning_rate):
+    """Warm-up, as the first gradients point anywhere; then down along a cosine, to settle."""
+    return optax.warmup_cosine_decay_schedule(0, learning_rate, math.ceil(0.03 * steps), steps, 0.02 * learning_rate)
+
+
 def muon_and_adamw(steps, learning_rate, weight_decay):
     """Muon (https://kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for all else.
 
     Muon moves a matrix in all directions alike, which takes fewer steps; its updates are made as large as AdamW's
     (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay, as a norm's g
-    has its right size. Warm-up: the first gradients point anywhere. Cosine decay: to settle. Clipping: the odd batch.
+    has its right size. Clipping: for the odd batch.
     """
-    rate = optax.warmup_cosine_decay_schedule(0, learning_rate, math.ceil(0.03 * steps), steps, 0.02 * learning_rate)
-
     def for_muon(path, x):
         return MuonDimensionNumbers() if path[0].key == "blocks" and x.ndim == 2 else None
 
     return optax.chain(optax.clip_by_global_norm(1), muon(
-        rate, weight_decay=weight_decay, adam_b2=0.99, consistent_rms=0.2,
+        schedule(steps, learning_rate), weight_decay=weight_decay, adam_b2=0.99, consistent_rms=0.2,
         muon_weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, for_muon)))
 
 
-def updater(loss, optimizer, seed):
+def updater(loss, optimizer, seed, fixed=()):
     """A function (params, state, rows, step) -> (params, state, loss) that makes one step."""
+    fixed = spread(fixed, PartitionSpec())
+
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, state, rows, step):
+    def update(params, state, rows, step, fixed):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), jax.tree.leaves(rows)[0].shape[:2])
 
         def add_part(total, part):
-            found = jax.value_and_grad(lambda params: jax.vmap(loss, (None, 0, 0))(params, *part).mean())(params)
-            return jax.tree.map(jnp.add, total, found), None
+            def mean(params):
+                return jax.vmap(lambda row, key: loss(params, row, key, *fixed))(*part).mean()
+
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(mean)(params)), None
 
         total, _ = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, (0.0, params)), (rows, keys))
         value, grads = jax.tree.map(lambda x: x / len(keys), total)
         changes, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, changes), state, value
-    return update
+    return lambda *args: update(*args, fixed)
 
 
-def fit(params, loss, rows, held_out, save, optimizer, folder, settings):
+def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=()):
     """Trains params on loss; calls save(params, history) whenever held_out(params) is lower than ever. Returns history.
 
-    loss(params, row, key) -> float: of one row; rows(rng) -> an array [batch_size, n_tokens], or a tree of such arrays;
+    loss(params, row, key, *fixed) -> float: of one row; rows(rng) -> an array [batch_size, ...], or a tree of such;
     held_out(params) -> float; optimizer(steps) -> an optimizer of optax.
-    settings: a dict with steps (None: as many as fit in minutes), minutes, eval_every, seed, and whatever else decides
-    what comes out. folder/train.npz keeps the last evaluation's state: a call with equal settings goes on from there.
+    settings: a dict with steps (None: as many as fit in minutes), minutes, eval_every, seed, maybe patience (how many
+    evaluations that bring nothing better end it), and whatever else decides what comes out. folder/train.npz keeps the
+    last evaluation's state: a call with equal settings goes on from there.
     history: [step, mean loss since the one before, held-out loss] for each evaluation, one every eval_every steps.
     Raises ValueError if a loss is no number any more, or if the state in folder belongs to other settings.
     """
@@ -169,14 +186,16 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings):
             raise ValueError(f"the loss is {value} at step {step + 1}: try a lower learning_rate under another name; "
                              + (f"{folder} keeps the best weights so far" if history else "nothing was saved so far"))
 
+    os.makedirs(folder, exist_ok=True)
     saved = _read_state(folder, settings)
     if saved:
         steps = int(saved["steps"])
     elif steps is None:
         any_number = optimizer(1000)
-        update, state = updater(loss, any_number, seed), any_number.init(params)
+        update, state = updater(loss, any_number, seed, fixed), any_number.init(params)
         steps = _steps_in(settings["minutes"], update, params, state, batch(0))
-    history, losses, update = saved["history"].tolist() if saved else [], [], updater(loss, optimizer(steps), seed)
+    history, losses = saved["history"].tolist() if saved else [], []
+    update = updater(loss, optimizer(steps), seed, fixed)
     tree = params, optimizer(steps).init(params), params  # the weights, the optimizer's state, the best weights
     if saved:
         leaves, structure = jax.tree.flatten(tree)
@@ -186,6 +205,8 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings):
     begin = int(history[-1][0]) if history else 0
     with tqdm(desc="training", total=steps, initial=begin, disable=None) as bar:
         for step in range(begin, steps):
+            if history and np.argmin([found for *_, found in reversed(history)]) >= settings.get("patience", steps):
+                break
             now, made = batch(step), step + 1
             params, state, value = update(params, state, now, step)
             losses.append(float(value))
@@ -197,7 +218,7 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings):
                 history.append([made, sum(losses) / len(losses), found])
                 best, losses = jax.tree.map(np.array, params) if better else best, []
                 leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves((params, state, best)))}
-                _write(_state_path(folder), lambda part: np.savez(
+                write_whole(_state_path(folder), lambda part: np.savez(
                     part, settings=json.dumps(settings), steps=steps, history=history, **leaves))
                 if better:
                     save(best, history)
@@ -234,7 +255,7 @@ def _steps_in(minutes, update, params, state, rows):
     return max(1, int(n * 60 * minutes / (time.perf_counter() - start)))
 
 
-def _write(path, write):
+def write_whole(path, write):
     """Lets write(part) make a file, which gets its name only when it is whole."""
     name, ending = os.path.splitext(path)
     write(f"{name}.part{ending}")
@@ -282,7 +303,7 @@ def save_curve(history, path):
     axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _write(path, lambda part: figure.savefig(part, metadata={"Date": None}))
+    write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
 
 
 def row_maker(encoder, text, n_ctx, batch_size, left_out):
@@ -363,7 +384,7 @@ def main(text, model_size, n_vocab=1024, n_ctx=256, n_embd=192, n_head=4, n_laye
                          f"{len(ids)}: give a longer text or a smaller n_ctx")
 
     def loss(params, row, key):
-        return lm_loss(dropout(params, key, dropout_rate, n_ctx), row, n_head)
+        return lm_loss(dropout(params, key, dropout_rate, n_ctx), row, n_head, transformer_block)
 
     def held_out(params):
         return held_out_loss(params, ids, n_head, n_ctx, batch_size)

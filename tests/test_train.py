@@ -62,7 +62,7 @@ def test_gradients_are_finite_differences(params, rate):
 
         @jax.jit
         def loss(params):
-            return train.lm_loss(train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"])
+            return train.lm_loss(train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], train.transformer_block)
 
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(params)), *jax.tree.flatten(params)
         for i, leaf in enumerate(leaves):
@@ -78,8 +78,9 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(params):
     assert np.abs((masks == 0).mean(axis=(1, 2)) - 0.2).max() < 0.04
     assert all((a != b).any() for i, a in enumerate(masks) for b in masks[:i])
     ids = golden.inputs(HPARAMS)[:20]
-    plain, none, some = (float(train.lm_loss(p, ids, HPARAMS["n_head"])) for p in (
-        params, *(train.dropout(params, jax.random.key(0), rate, 19) for rate in (0, 0.2))))
+    plain = float(train.lm_loss(params, ids, HPARAMS["n_head"]))
+    none, some = (float(train.lm_loss(train.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], train.transformer_block))
+                  for rate in (0, 0.2))
     assert none == pytest.approx(plain, rel=1e-6) and some != pytest.approx(plain, rel=1e-3)
 
 
@@ -139,6 +140,12 @@ def line(folder, loss=None, held_out=None, settings=None, **changes):
         "save": lambda params, history: saved.append((float(params["w"]), len(history))),
         "folder": str(folder), "settings": {"steps": 40, "eval_every": 10, "seed": 1, **(settings or {})}, **changes})
     return history, saved
+
+
+def test_patience_ends_it(tmp_path):
+    scores = iter([5.0, 2.0, 3.0, 2.5, 1.0])
+    history, saved = line(tmp_path, held_out=lambda params: next(scores), settings={"eval_every": 8, "patience": 2})
+    assert [row[0] for row in history] == [8, 16, 24, 32] and [n for _, n in saved] == [1, 2] and not list(tmp_path.iterdir())
 
 
 def test_the_best_weights_are_saved(tmp_path):
