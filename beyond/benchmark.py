@@ -1,0 +1,425 @@
+"""Every number of the README's table, from one command.
+
+    python -m beyond.benchmark --out benchmark
+
+measures gpt2.py, its chapters lookahead and batch, gpt2_pico.py and those peers that are installed, and writes
+benchmark.md, benchmark.svg and benchmark.json. The shape is the 124M model's, with random weights, as speed does not
+depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; each peer
+runs in a process of its own, after that. Every figure stands beside the machine's own limit: a token cannot come sooner
+than all weights can be read, at the speed at which a product with one row reads a large matrix; a prompt takes two
+operations a weight and token, at the rate of a large product of matrices. A peer that is not installed is named so.
+"""
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+import gpt2
+import gpt2_pico
+import utils
+from beyond import batch, lookahead, train
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+IDS = [i * 7 % 1024 for i in range(1024)]
+WORK = {"decode 10": 1, "decode 900": 1, "prefill 10": 10, "prefill 1000": 1000}  # tokens that are worked on
+PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
+
+
+def medians(runs, n):
+    """{name: median seconds} of functions that take turns n times, after one round to warm up."""
+    times = {name: [] for name in runs}
+    for _ in range(n + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+# --- ours ---
+
+
+def measure_passes(params, n_head):
+    """Seconds of a token after 10 and 900 others and of prompts of 10 and 1000 tokens: ours, pico's, the limit's."""
+    n_embd, n_ctx = params["wte"].shape[1], len(params["wpe"])
+    cache = [np.ones((2, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
+    large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, more than any cache
+    a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
+
+    def ours(n, past):
+        x = gpt2.hidden_states(IDS[:n], **params, n_head=n_head, cache=cache, past=past)
+        return x[-1] @ params["wte"].T
+
+    def pico(n):
+        return gpt2_pico.gpt2(IDS[:n], **params, n_head=n_head)
+
+    found = medians({"read": lambda: large @ row, "multiply": lambda: a @ b, "decode 10": lambda: ours(1, 10),
+                     "decode 900": lambda: ours(1, 900), "prefill 10": lambda: ours(10, 0)}, 20)
+    found |= medians({"prefill 1000": lambda: ours(1000, 0), "pico 10": lambda: pico(10),
+                      "pico 900": lambda: pico(900), "pico 1000": lambda: pico(1000)}, 3)
+    limit = limits(params, large.nbytes / found["read"], 2 * a.size * len(b) / found["multiply"])
+    return {"the machine's limit": limit, "PicoGPT": {what: found[what] for what in WORK},
+            "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK}}  # it reads all for each token
+
+
+def limits(params, bandwidth, rate):
+    """{what: seconds} if nothing but bytes a second, to read the weights, or operations a second held us up."""
+    used = sum(array.size for array in train.jax.tree.leaves(params)) - params["wpe"].size  # of wpe one row a token
+    token = 4 * used / bandwidth
+    inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
+    return {"decode 10": token, "decode 900": token, "prefill 10": max(token, 10 * inside),
+            "prefill 1000": 1000 * inside}
+
+
+def measure_chapters(params, n_head):
+    """Rows (what, ratio, figure) of beyond/lookahead.py and beyond/batch.py, as multiples of gpt2.generate."""
+    n, rows = 100, []
+    texts = {"text that repeats": (IDS[:10], {}), "text that does not": (IDS[:10], {"temperature": 1.0, "seed": 0})}
+    for what, (inputs, options) in texts.items():
+        times = medians({module: functools.partial(module.generate, inputs, params, n_head, n, **options)
+                         for module in (gpt2, lookahead)}, 3)
+        n_passes = len(list(lookahead.passes(inputs, params, n_head, n, **options)))
+        rows.append((f"lookahead, {what}", f"{times[gpt2] / times[lookahead]:.2f} times gpt2.py",
+                     f"{n / times[lookahead]:.0f} tokens/s, {n / n_passes:.1f} tokens a pass"))
+    prompts = [(IDS[i:i + 10], 40, 0) for i in range(64)]
+    times = medians({0: lambda: gpt2.generate(IDS[:10], params, n_head, 40)} | {
+        size: lambda size=size: list(batch.generate(prompts[:size], params, n_head, batch_size=size))
+        for size in (1, 16, 64)}, 3)
+    for size in 1, 16, 64:
+        rows.append((f"batch of {size}", f"{size * times[0] / times[size]:.2f} times gpt2.py",
+                     f"{40 * size / times[size]:.0f} tokens/s"))
+    return rows
+
+
+def measure_processes(folder, n_bytes):
+    """Rows of whole processes, from the command to its end, and of the memory that they take."""
+    memory = []
+
+    def run(program, n):
+        # a small process starts it, as a child's peak begins with the size of the process that it was forked from
+        code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
+                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+        command = sys.executable, os.path.join(ROOT, program), PROMPT, str(n), "random", folder
+        args = [sys.executable, "-c", code, *command]
+        peak = int(subprocess.run(args, capture_output=True, check=True).stdout)
+        memory.append(peak * 1024 if program == "gpt2.py" else 0)
+
+    names = [(program, n) for n in (0, 40) for program in ("gpt2.py", "gpt2_pico.py")]
+    times = medians({name: functools.partial(run, *name) for name in names}, 3)
+    return [(f"the command, {n} tokens", f"{times['gpt2_pico.py', n] / times['gpt2.py', n]:.2f} times gpt2_pico.py",
+             f"{times['gpt2.py', n]:.2f} s") for n in (0, 40)] + [
+        ("its memory at most", f"{max(memory) / n_bytes:.2f} times the weights", f"{max(memory) / 1e9:.2f} GB")]
+
+
+# --- the peers: each prints what takes how many seconds, as JSON ---
+
+
+def steps(n, prefill, decode):
+    """prefill() and decode() for a prompt of n: {what: median seconds}."""
+    prefill_s = medians({"": prefill}, 3)[""]
+    return {f"prefill {n}": prefill_s, f"decode {n}": medians({"": decode}, 20)[""]}
+
+
+def hugging_face(folder):
+    import torch
+    model = hugging_face_model(folder)
+    found, state = {}, {}
+    for n in 10, 900, 1000:
+        ids = torch.tensor([IDS[:n]])
+
+        def prefill():
+            with torch.inference_mode():
+                state["cache"] = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+        def decode():
+            with torch.inference_mode():
+                state["cache"] = model(ids[:, :1], past_key_values=state["cache"], use_cache=True).past_key_values
+
+        found |= steps(n, prefill, decode)
+    return found
+
+
+def hugging_face_model(folder):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    hparams, params = load(folder)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"],
+                                       **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
+    ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
+    for path, array in train.jax.tree_util.tree_flatten_with_path(params)[0]:
+        *names, last = [str(getattr(key, "key", getattr(key, "idx", None))) for key in path]
+        names = ["h" if name == "blocks" else name for name in names] + [ends[last]] if names else [last, "weight"]
+        state[".".join(["transformer", *names])] = torch.from_numpy(np.array(array))
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def load(folder):
+    with open(os.path.join(folder, "hparams.json")) as file:
+        hparams = json.load(file)
+    return hparams, utils.load_gpt2_params_from_tf_ckpt(os.path.join(folder, "model.ckpt"), hparams)
+
+
+def jax(folder):
+    """beyond/gpu.py on the CPU: a step compiled once for each length, its cache handed on without a copy."""
+    from unittest.mock import patch
+
+    from beyond import gpu
+
+    jax, jnp = gpu.jax, gpu.jnp
+    hparams, params = load(folder)
+    params, n_head = gpu.place(params, hparams["n_head"], gpu.make_mesh("1x1")), hparams["n_head"]
+    shape = 2, n_head, hparams["n_ctx"], hparams["n_embd"] // n_head
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(ids, cache, past):
+        with patch.object(gpt2, "np", jnp):
+            x, cache = gpu.hidden_states(ids, **params, n_head=n_head, cache=cache, past=past)
+        return (x[-1] @ params["wte"].T).argmax(), cache
+
+    found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}
+    for n in 10, 900, 1000:
+        def run(ids, past):
+            best, state["cache"] = step(jnp.array(ids), state["cache"], past)
+            best.block_until_ready()
+
+        found |= steps(n, lambda: run(IDS[:n], 0), lambda: run(IDS[:1], n))
+    return found
+
+
+def ctranslate2(folder, quantization="float32"):
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as work:
+        hugging_face_model(folder).save_pretrained(work)
+        for theirs, ours in ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"):
+            shutil.copy(os.path.join(folder, ours), os.path.join(work, theirs))
+        out = os.path.join(work, "converted")
+        ctranslate2.converters.TransformersConverter(work).convert(out, quantization=quantization)
+        generator = ctranslate2.Generator(out, intra_threads=os.cpu_count())
+    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
+        tokens = {id: token for token, id in json.load(file).items()}
+
+    def generate(n, more):
+        generator.generate_batch([[tokens[id] for id in IDS[:n]]], max_length=more, sampling_topk=1,
+                                 include_prompt_in_result=False, end_token=[])
+
+    found = {}
+    for n in 10, 900, 1000:  # it only tells whole generations, so a token is the difference of two
+        times = medians({more: functools.partial(generate, n, more) for more in (1, 21)}, 3)
+        found |= {f"prefill {n}": times[1], f"decode {n}": (times[21] - times[1]) / 20}
+    return found
+
+
+def ctranslate2_int8(folder):
+    return ctranslate2(folder, "int8")
+
+
+def llama_cpp(folder, kind="F32"):
+    import gguf
+    import llama_cpp
+
+    hparams, params = load(folder)
+    kinds = gguf.GGMLQuantizationType
+    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
+        tokens = list(json.load(file))
+    with open(os.path.join(folder, "vocab.bpe"), encoding="utf-8") as file:
+        merges = file.read().splitlines()[1:]
+    with tempfile.TemporaryDirectory() as work:
+        path = os.path.join(work, "model.gguf")
+        writer = gguf.GGUFWriter(path, "gpt2")
+        writer.add_context_length(hparams["n_ctx"])
+        writer.add_embedding_length(hparams["n_embd"])
+        writer.add_block_count(hparams["n_layer"])
+        writer.add_feed_forward_length(4 * hparams["n_embd"])
+        writer.add_head_count(hparams["n_head"])
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+        writer.add_token_merges(merges)
+
+        def add(name, array, matrix=False):
+            array = np.ascontiguousarray(array, np.float32)
+            if matrix and kind != "F32":
+                writer.add_tensor(name, gguf.quants.quantize(array, kinds[kind]), raw_dtype=kinds[kind])
+            else:
+                writer.add_tensor(name, array)
+
+        add("token_embd.weight", params["wte"], True)
+        add("output.weight", params["wte"], True)
+        add("position_embd.weight", params["wpe"])
+        for theirs, ours in [("output_norm", params["ln_f"])] + [
+                (f"blk.{i}.{name}", block[key]) for i, block in enumerate(params["blocks"])
+                for name, key in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2"))]:
+            add(f"{theirs}.weight", ours["g"])
+            add(f"{theirs}.bias", ours["b"])
+        for i, block in enumerate(params["blocks"]):
+            for name, layer in (("attn_qkv", block["attn"]["c_attn"]), ("attn_output", block["attn"]["c_proj"]),
+                                ("ffn_up", block["mlp"]["c_fc"]), ("ffn_down", block["mlp"]["c_proj"])):
+                add(f"blk.{i}.{name}.weight", layer["w"].T, True)
+                add(f"blk.{i}.{name}.bias", layer["b"])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        model = llama_cpp.Llama(path, n_ctx=hparams["n_ctx"], n_batch=1024, n_ubatch=1024, n_threads=os.cpu_count(),
+                                n_threads_batch=os.cpu_count(), verbose=False)
+    found = {}
+    for n in 10, 900, 1000:
+        def prefill():
+            model.reset()
+            model.eval(IDS[:n])
+
+        found |= steps(n, prefill, lambda: model.eval(IDS[:1]))
+    return found
+
+
+def llama_cpp_q8_0(folder):
+    return llama_cpp(folder, "Q8_0")
+
+
+def llama_cpp_q4_0(folder):
+    return llama_cpp(folder, "Q4_0")
+
+
+PEERS = {"Hugging Face": (hugging_face, "transformers"), "JAX": (jax, "jax"),
+         "CTranslate2 float32": (ctranslate2, "ctranslate2"), "CTranslate2 int8": (ctranslate2_int8, "ctranslate2"),
+         "llama.cpp float32": (llama_cpp, "llama-cpp-python"), "llama.cpp q8_0": (llama_cpp_q8_0, "llama-cpp-python"),
+         "llama.cpp q4_0": (llama_cpp_q4_0, "llama-cpp-python")}
+
+
+def measure_peer(name, folder):
+    """What a peer's function returns, from a process of its own; a text if it is not installed, or why it failed."""
+    function, package = PEERS[name]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    code = ("import json, sys; from beyond import benchmark; "
+            f"print(json.dumps(benchmark.{function.__name__}(sys.argv[1])))")
+    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return f"{version} failed: {done.stderr.strip().splitlines()[-1]}"
+    return json.loads(done.stdout.splitlines()[-1]) | {"version": version}
+
+
+# --- the report ---
+
+
+def table(result):
+    """Markdown: ratios first, then the figures."""
+    engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
+    lines = [f"{result['machine']}, {result['date']}", "",
+             "| tokens a second, as a multiple of PicoGPT's | decoding after 10 | after 900 | prompt of 10 | of 1000 |",
+             "|---|---|---|---|---|"]
+    for name, found in engines.items():
+        cells = [f"{engines['PicoGPT'][what] / found[what]:.2f} ({n / found[what]:.0f})" for what, n in WORK.items()]
+        lines.append(f"| {name} {found.get('version', '')} | ".replace("  ", " ") + " | ".join(cells) + " |")
+    absent = [f"{name}: {found}" for name, found in result["passes"].items() if isinstance(found, str)]
+    lines += ["", "Not measured: " + "; ".join(absent) + "."] if absent else []
+    lines += ["", "| what | ratio | figure |", "|---|---|---|"]
+    lines += [f"| {what} | {ratio} | {figure} |" for what, ratio, figure in result["more"]]
+    return "\n".join(lines) + "\n"
+
+
+def chart(result, path):
+    """Bars: tokens a second of each engine, decoding and reading a prompt, with the machine's limit as a line."""
+    from matplotlib.figure import Figure
+
+    engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
+    limit = engines.pop("the machine's limit")
+    figure = Figure(figsize=(8, 0.6 + 0.35 * len(engines)), layout="constrained")
+    for axes, what, n, title in zip(figure.subplots(1, 2, sharey=True), ("decode 10", "prefill 1000"), (1, 1000),
+                                    ("decoding after 10 tokens", "reading a prompt of 1000")):
+        rates = [n / found[what] for found in engines.values()]
+        colors = ["#c44e52" if name == "PicoGPT" else "#8c9bb0" for name in engines]
+        bars = axes.barh(list(engines), rates, color=colors)
+        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], padding=3)
+        axes.axvline(n / limit[what], color="black", linestyle=":", linewidth=1)
+        axes.set(title=title, xlabel="tokens a second (dotted: the machine's limit)")
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()  # of both, as they share it: the first engine on top
+    figure.savefig(path, metadata={"Date": None})
+
+
+def cpu():
+    """What the processor calls itself, and how many of its cores there are."""
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    return f"{os.cpu_count()} x {name}"
+
+
+def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12, peers=True):
+    """Measures and writes OUT.md, OUT.svg and OUT.json; takes about ten minutes.
+
+    Args:
+        out: Where the three files go, without their endings.
+        n_vocab: The shape that is measured, by default that of 124M. From 1024 on.
+        n_ctx: From 1024 on.
+        n_embd: A multiple of n_head.
+        n_head: Attention heads in a block.
+        n_layer: Blocks.
+        peers: Whether to measure the peers, too.
+    """
+    from tqdm import tqdm
+
+    hparams = dict(zip(utils.HPARAMS, (n_vocab, n_ctx, n_embd, n_head, n_layer)))
+    for name, low in zip(utils.HPARAMS, (1024, 1024, 1, 1, 1)):
+        utils.check(name, hparams[name], int, low, 10 ** 7, f"a whole number from {low} on")
+    if n_embd % n_head:
+        raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    result = {"machine": f"{cpu()}, {versions}", "date": time.strftime("%Y-%m-%d"), "hparams": hparams}
+    with tempfile.TemporaryDirectory() as work, tqdm(total=4 + len(PEERS) * peers, disable=None) as bar:
+        folder = os.path.join(work, "random")
+        shutil.copytree(os.path.join(ROOT, "models", "shakespeare"), folder)  # for its vocabulary
+        params = train.initial_params(**hparams)
+        params["wpe"] *= 0  # then greedy text soon goes round in circles, as that of a trained model does
+        train.save_model(params, hparams, folder)
+        with open(os.path.join(folder, "encoder.json"), "r+", encoding="utf-8") as file:
+            tokens = json.load(file)
+            file.seek(0)
+            json.dump({**tokens, **{f"[{id}]": id for id in range(len(tokens), n_vocab)}}, file)  # only ever grows
+
+        def note(what):
+            bar.update()
+            bar.set_description(what)
+
+        note("passes")
+        load_s = medians({"": lambda: load(folder)}, 5)[""]
+        params = load(folder)[1]
+        n_bytes = sum(array.nbytes for array in train.jax.tree.leaves(params))
+        result["passes"] = measure_passes(params, n_head)
+        note("chapters")
+        result["more"] = measure_chapters(params, n_head)
+        note("processes")
+        result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
+        for name in PEERS if peers else ():
+            note(name)
+            result["passes"][name] = measure_peer(name, folder)
+    for ending, content in ("md", table(result)), ("json", json.dumps(result, indent=1) + "\n"):
+        with open(f"{out}.{ending}", "w", encoding="utf-8") as file:
+            file.write(content)
+    chart(result, f"{out}.svg")
+    return table(result)
+
+
+if __name__ == "__main__":
+    utils.run(main, "out")
