@@ -1,0 +1,154 @@
+"""The tutorial: every block prints what stands below it, every excerpt is the source, every picture is drawn anew."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+import unicodedata
+import xml.etree.ElementTree as xml
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import gpt2
+from tutorial import blocks, figures
+
+FOLDER = ROOT / "tutorial"
+PAGES = {path.name: path.read_text("utf-8") for path in blocks.PAGES if path.exists()}
+ENGLISH = PAGES["README.md"]
+
+
+def same(a, b):
+    """Whether two outputs are equal, but for white space and a unit in the last digit of decimals.
+
+    That much may differ between two machines, as each adds up float32 in another order.
+    """
+    number = r"(-?\d+\.\d*)"
+    a, b = (re.split(number, " ".join(text.split())) for text in (a, b))
+    return len(a) == len(b) and a[::2] == b[::2] and all(
+        abs(float(x) - float(y)) < 1.01 * 10.0**-max(2, min(len(n.partition(".")[2]) for n in (x, y))) for x, y in zip(a[1::2], b[1::2]))
+
+
+def test_same():
+    assert same("a 0.50\n b", "a 0.51 b") and same("[-0.   1.25]", "[0.01 1.25]") and same("12 of 3.123", "12 of 3.124")
+    assert not same("a 0.50", "a 0.52") and not same("a 12", "a 13") and not same("a 0.5", "b 0.5") and not same("0.5", "0.5 0.5")
+
+
+def test_the_blocks_are_up_to_date(monkeypatch):
+    """If this fails after a change that is right: python -m tutorial.blocks."""
+    monkeypatch.chdir(ROOT)
+    with np.printoptions():
+        found = blocks.bring_up_to_date(ENGLISH)
+    for (language, old, links), (_, new, _) in zip(blocks.blocks_of(ENGLISH), blocks.blocks_of(found), strict=True):
+        assert old == new if links or language else same(old, new), f"stands there:\n{old}\nshould be:\n{new}"
+    assert blocks.with_blocks(found, [""] * 1000) == blocks.with_blocks(ENGLISH, [""] * 1000)
+
+
+def test_what_is_false_is_found():
+    page = "```python\nprint(1 + 1)\n```\n```\n3\n```\n"
+    assert blocks.bring_up_to_date(page) == page.replace("3", "2")
+    page = 'text\n\n[x](../gpt2.py#L1-L9 "def softmax")\n```python\nold\n```\n'
+    first, last = blocks.lines_of("gpt2.py", "def softmax")
+    assert blocks.bring_up_to_date(page) == (f'text\n\n[gpt2.py, lines {first}-{last}](../gpt2.py#L{first}-L{last} "def softmax")\n'
+                                             f"```python\n{inspect.getsource(gpt2.softmax)}```\n")
+    for page, part in (("```python\nprint(1)\n```\n", "must stand below"), ("```python\n```\n```\n1\n```\n", "must stand below"),
+                       ("```\n1\n```\n", "nothing that is run"), ('[x](../gpt2.py#L1-L2 "def nothing")\n```\n```\n', "no part")):
+        with pytest.raises(ValueError, match=part):
+            blocks.bring_up_to_date(page)
+
+
+def test_every_function_of_gpt2_is_shown():
+    shown = "".join(text for _, text, links in blocks.blocks_of(ENGLISH) if links)
+    for node in ast.parse((ROOT / "gpt2.py").read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name != "main":
+            assert inspect.getsource(getattr(gpt2, node.name)) in shown, node.name
+
+
+def test_the_sections_are_eleven():
+    for page in PAGES.values():
+        assert [int(n) for n in re.findall(r"^## (\d+)\. ", page, re.M)] == list(range(1, 12))
+        assert [int(n) for n in re.findall(r"^(\d+)\. \[", page, re.M)] == list(range(1, 12))
+    assert f"in {len((ROOT / 'gpt2_pico.py').read_text().splitlines())} lines" in ENGLISH
+
+
+def test_the_two_languages_share_their_blocks():
+    if "README.zh.md" not in PAGES:
+        pytest.skip("there is no README.zh.md yet")
+    assert blocks.blocks_of(PAGES["README.zh.md"]) == blocks.blocks_of(ENGLISH)
+    pictures = [re.findall(r"!\[[^]]*\]\((.*?)\)", page) for page in PAGES.values()]
+    assert pictures[0] == pictures[1]
+
+
+def anchors(path):
+    """The anchors that GitHub gives a page's headings."""
+    page, found = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S), []
+    for heading in re.findall(r"^#+ (.*)$", page, re.M):
+        kept = [char for char in heading.lower() if char in "-_ " or unicodedata.category(char)[0] in "LN"]
+        found.append("".join(kept).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_no_link_is_dead(name):
+    prose = re.sub(r"^```.*?^```$", "", PAGES[name], flags=re.M | re.S)
+    links = re.findall(r'\]\(([^)\s]+)(?: "[^"\n]*")?\)', prose)
+    assert len(links) > 80
+    for link in links:
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            path = (FOLDER / path if path else FOLDER / name).resolve()
+            assert path.exists() and path.is_relative_to(ROOT), link
+            if anchor and path.suffix == ".md" and not re.fullmatch(r"L\d+-L\d+", anchor):
+                assert anchor in anchors(path), link
+    for alt, _ in re.findall(r"!\[([^]]*)\]\((.*?)\)", prose):
+        assert len(alt) > 20
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_no_code_is_too_wide(name):
+    for language, text, links in blocks.blocks_of(PAGES[name]):
+        if not (language == "" or links):  # an output or an excerpt is as wide as it is
+            assert max(map(len, text.splitlines()), default=0) <= 100, text
+    for path in FOLDER.glob("*.py"):
+        assert max(map(len, path.read_text("utf-8").splitlines())) <= 120, path.name
+
+
+def test_the_commands_have_the_flags_that_are_shown():
+    commands = [text for language, text, _ in blocks.blocks_of(ENGLISH) if language == "sh"]
+    assert len(commands) > 10
+    for command in commands:
+        program, *words = shlex.split(command)
+        if program == "pip":
+            assert all((ROOT / word).exists() for word in words if word.endswith(".txt"))
+            continue
+        module = importlib.import_module(words[1] if words[0] == "-m" else words[0].removesuffix(".py"))
+        words = words[2 if words[0] == "-m" else 1:]
+        main = getattr(module, "main", gpt2.main)
+        if not hasattr(module, "main") and hasattr(module, words[0]):  # beyond.classify train
+            main, words = getattr(module, words[0]), words[1:]
+        flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+        assert program == "python" and set(flags) <= set(inspect.signature(main).parameters), command
+
+
+def descriptions(folder):
+    """{file: what its description says is drawn}"""
+    found = {}
+    for path in sorted(folder.glob("*.svg")):
+        element = xml.parse(path).getroot().find(".//{http://purl.org/dc/elements/1.1/}description")
+        found[path.name] = json.loads(element.text)
+    return found
+
+
+def test_the_pictures_are_drawn_by_the_command(tmp_path):
+    """If this fails after a change that is right: python -m tutorial.figures."""
+    figures.draw(tmp_path)
+    old, new = descriptions(FOLDER / "figures"), descriptions(tmp_path)
+    assert set(old) == set(new) == set(re.findall(r"\(figures/(.*?)\)", ENGLISH))
+    for name in old:
+        assert len(old[name]["texts"]) == len(new[name]["texts"]), name
+        assert all(map(same, old[name]["texts"], new[name]["texts"])), name
+        np.testing.assert_allclose(new[name]["numbers"], old[name]["numbers"], atol=2e-3, err_msg=name)
+        assert b"<dc:date>" not in (FOLDER / "figures" / name).read_bytes()

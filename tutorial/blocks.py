@@ -1,0 +1,153 @@
+"""What stands in the tutorial's code blocks is so: this runs them all and writes down what they print.
+
+    python -m tutorial.blocks
+
+brings README.md up to date, and README.zh.md where it is there; tests/test_tutorial.py compares without writing.
+
+A block of Python is run, in the order of the page, in one namespace, as in one session of Python that was begun in the
+repository's folder. A block of sh is run by itself. What either prints on the standard output stands in the plain block
+below it; where there is none, a block of Python must print nothing, and a block of sh is not run. A block behind a link
+with a title is not run either, but cut from the file that the link names. The title says what:
+
+    [gpt2.py, lines 25-28](../gpt2.py#L25-L28 "def softmax")   a function or a class
+    ... "from 'names = ' to 'offsets = '")                     from a line with the one text to a line with the other
+    ... "between 'names = ' and 'offsets = '")                 likewise, but without those two lines
+    ... "all of it")                                           the whole file
+
+Behind two such links stands the difference between what they name. The line numbers are written by this program, too.
+"""
+
+import ast
+import contextlib
+import difflib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "tutorial" / name for name in ("README.md", "README.zh.md")]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LINK = re.compile(r'\[[^]\n]*\]\(\.\./([\w./-]+)#L\d+-L\d+ "([^"\n]*)"\)')
+
+
+def lines_of(name, what):  # -> (first, last), from 1 on
+    """Where the part of a file stands that a link's title names. Raises ValueError if it is not there."""
+    source = (ROOT / name).read_text("utf-8")
+    lines = source.splitlines()
+    if what == "all of it":
+        return 1, len(lines)
+    if found := re.fullmatch(r"(?:def|class) (\w+)", what):
+        for node in ast.walk(ast.parse(source)):
+            if getattr(node, "name", None) == found[1] and isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                return min([node.lineno, *(one.lineno for one in node.decorator_list)]), node.end_lineno
+    if found := re.fullmatch(r"(from|between) '(.*)' (?:to|and) '(.*)'", what):
+        first = next((i for i, line in enumerate(lines, 1) if found[2] in line), len(lines))
+        last = next((i for i, line in enumerate(lines, 1) if found[3] in line and i >= first), 0)
+        if found[1] == "between":  # an empty line or the end of a docstring does not count
+            inside = [i for i in range(first + 1, last) if lines[i - 1].strip('" ')]
+            first, last = (inside[0], inside[-1]) if inside else (0, 0)
+        if last:
+            return first, last
+    raise ValueError(f"{name} has no part {what!r}: mend the title of the link in tutorial/README.md")
+
+
+def cut(name, what):
+    """The part of a file that a link's title names, moved to the left margin."""
+    first, last = lines_of(name, what)
+    lines = (ROOT / name).read_text("utf-8").splitlines()[first - 1:last]
+    margin = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    return "".join(line[margin:] + "\n" for line in lines)
+
+
+def number_links(page):
+    """The page with the lines in its links as they are now."""
+    def link(found):
+        first, last = lines_of(found[1], found[2])
+        lines = f"lines {first}-{last}" if last > first else f"line {first}"
+        return f'[{found[1]}, {lines}](../{found[1]}#L{first}-L{last} "{found[2]}")'
+
+    return LINK.sub(link, page)
+
+
+def blocks_of(page):
+    """[(language, text, links)] of a page's blocks; links: [(file, title)] if the block is cut, else []."""
+    blocks, end = [], 0
+    for found in FENCE.finditer(page):
+        before = page[end:found.start()].rstrip("\n").rpartition("\n")[2]
+        blocks.append((found[1], found[2], LINK.findall(before)))
+        end = found.end()
+    return blocks
+
+
+def with_blocks(page, texts):
+    """The page with other texts in its blocks."""
+    texts = iter(texts)
+    return FENCE.sub(lambda found: f"```{found[1]}\n{next(texts)}```", page)
+
+
+def run_python(code, number, namespace):
+    """What a block of Python prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code, f"block {number} of tutorial/README.md", "exec"), namespace)
+    return said.getvalue()
+
+
+def run_sh(code):
+    """What a command prints, far away from any network. Raises ValueError if it fails."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(code)]
+    env = {**os.environ, "GPT2_MODELS_URL": "http://127.0.0.1:9", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(words, capture_output=True, cwd=ROOT, env=env, encoding="utf-8", timeout=300)
+    if done.returncode:
+        raise ValueError(f"{code.strip()} failed: {done.stderr}")
+    return done.stdout
+
+
+def bring_up_to_date(page):
+    """The page as it should be. Runs all of it."""
+    blocks, texts, namespace, printed = blocks_of(page), [], {"__name__": "__main__"}, None
+    for number, (language, text, links) in enumerate(blocks, 1):
+        output_follows = number < len(blocks) and blocks[number][0] == "" and not blocks[number][2]
+        if len(links) == 2:
+            old, new = (cut(*link).splitlines() for link in links)
+            text = "".join(line + "\n" for line in [*difflib.unified_diff(old, new, n=len(old), lineterm="")][3:])
+        elif links:
+            text = cut(*links[0])
+        elif language == "":
+            if printed is None:
+                raise ValueError(f"block {number} stands behind nothing that is run: {text}")
+            text, printed = printed + "\n" * (not printed.endswith("\n")), None
+            texts.append(text)
+            continue
+        elif language == "python":
+            printed = run_python(text, number, namespace)
+            if bool(printed) != output_follows:
+                raise ValueError(f"block {number} prints {printed!r}, and what it prints must stand below it:\n{text}")
+        elif language == "sh" and output_follows:
+            printed = run_sh(text)
+        texts.append(text)
+    return with_blocks(number_links(page), texts)
+
+
+def main():
+    """Runs the tutorial's blocks and writes what they print below them, in each language."""
+    os.chdir(ROOT)
+    english = bring_up_to_date(PAGES[0].read_text("utf-8"))
+    texts = [text for _, text, _ in blocks_of(english)]
+    for path in filter(Path.exists, PAGES):
+        page = english if path == PAGES[0] else path.read_text("utf-8")
+        if (n := len(blocks_of(page))) != len(texts):
+            raise ValueError(f"{path} has {n} blocks, and README.md {len(texts)}: they share them, in the same order")
+        path.write_text(with_blocks(number_links(page), texts), "utf-8", newline="\n")
+    return f"{len(texts)} blocks are up to date"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    from utils import run
+
+    run(main)
