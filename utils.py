@@ -385,7 +385,7 @@ def run(main, *text):
         if isinstance(main, dict):
             word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
             if word not in main:
-                raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see, say, {[*main][0]} --help")
+                raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see {[*main][0]} --help")
             main = main[word]
         arguments = _parse(main, text)
         if arguments is not None:
