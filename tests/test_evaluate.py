@@ -81,7 +81,7 @@ def test_last_words(tmp_path, shakespeare):
     def greedy(context, n):
         return gpt2.generate([encoder.encoder["<|endoftext|>"], *encoder.encode(context)], params, hparams["n_head"], n)
 
-    for i, n in enumerate([3, 20, 60, 90] * 5):
+    for i, n in enumerate([20, 3, 60, 2] * 5):
         words = text[i * 2000:].split()[1:]
         context, word = " ".join(words[:n]), words[n]
         while i % 2:  # half of them end in what the model says, once that is a word
