@@ -4,7 +4,7 @@
 
 writes one page, for a browser, that needs no network, and prints
 
-    page.html: 11 tokens, 30,676 bytes
+    page.html: 11 tokens, 30,678 bytes
 
 Redefined are attention, which here remembers its weights, and transformer_block, which remembers its output. All else
 is gpt2.hidden_states as it stands, so the page shows the very numbers that make the logits. What a block gives is not
