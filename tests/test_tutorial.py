@@ -17,8 +17,8 @@ import gpt2
 from tutorial import blocks, figures
 
 FOLDER = ROOT / "tutorial"
-PAGES = {path.name: path.read_text("utf-8") for path in blocks.PAGES if path.exists()}
-ENGLISH = PAGES["README.md"]
+PAGES = {path.name: path.read_text("utf-8") for path in blocks.PAGES}
+ENGLISH, CHINESE = PAGES.values()
 
 
 def same(a, b):
@@ -52,7 +52,7 @@ def test_what_is_false_is_found():
     assert blocks.bring_up_to_date(page) == page.replace("3", "2")
     page = 'text\n\n[x](../gpt2.py#L1-L9 "def softmax")\n```python\nold\n```\n'
     first, last = blocks.lines_of("gpt2.py", "def softmax")
-    assert blocks.bring_up_to_date(page) == (f'text\n\n[gpt2.py, lines {first}-{last}](../gpt2.py#L{first}-L{last} "def softmax")\n'
+    assert blocks.bring_up_to_date(page) == (f'text\n\n[gpt2.py:{first}-{last}](../gpt2.py#L{first}-L{last} "def softmax")\n'
                                              f"```python\n{inspect.getsource(gpt2.softmax)}```\n")
     for page, part in (("```python\nprint(1)\n```\n", "must stand below"), ("```python\n```\n```\n1\n```\n", "must stand below"),
                        ("```\n1\n```\n", "nothing that is run"), ('[x](../gpt2.py#L1-L2 "def nothing")\n```\n```\n', "no part")):
@@ -75,11 +75,16 @@ def test_the_sections_are_eleven():
 
 
 def test_the_two_languages_share_their_blocks():
-    if "README.zh.md" not in PAGES:
-        pytest.skip("there is no README.zh.md yet")
-    assert blocks.blocks_of(PAGES["README.zh.md"]) == blocks.blocks_of(ENGLISH)
+    assert blocks.blocks_of(CHINESE) == blocks.blocks_of(ENGLISH) and blocks.number_links(CHINESE) == CHINESE
     pictures = [re.findall(r"!\[[^]]*\]\((.*?)\)", page) for page in PAGES.values()]
     assert pictures[0] == pictures[1]
+
+
+def test_what_the_chinese_page_says_of_chinese(encoder):
+    words = [encoder.decode([id]) for id in encoder.decoder]
+    assert f"含有汉字的只有 {sum(any('一' <= char <= '鿿' for char in word) for word in words)} 个" in CHINESE
+    text, n = re.search("“([^”]*)”五个字符要用 ([0-9]+) 个词元", CHINESE).groups()
+    assert len(text) == 5 and len(encoder.encode(text)) == int(n)
 
 
 def anchors(path):
@@ -117,7 +122,7 @@ def test_no_code_is_too_wide(name):
 
 
 def test_the_commands_have_the_flags_that_are_shown():
-    commands = [text for language, text, _ in blocks.blocks_of(ENGLISH) if language == "sh"]
+    commands = [text for language, text, links in blocks.blocks_of(ENGLISH) if language == "sh" and not links]
     assert len(commands) > 10
     for command in commands:
         program, *words = shlex.split(command)

@@ -2,14 +2,14 @@
 
     python -m tutorial.blocks
 
-brings README.md up to date, and README.zh.md where it is there; tests/test_tutorial.py compares without writing.
+brings README.md and README.zh.md up to date; tests/test_tutorial.py compares without writing.
 
 A block of Python is run, in the order of the page, in one namespace, as in one session of Python that was begun in the
 repository's folder. A block of sh is run by itself. What either prints on the standard output stands in the plain block
 below it; where there is none, a block of Python must print nothing, and a block of sh is not run. A block behind a link
 with a title is not run either, but cut from the file that the link names. The title says what:
 
-    [gpt2.py, lines 25-28](../gpt2.py#L25-L28 "def softmax")   a function or a class
+    [gpt2.py:25-28](../gpt2.py#L25-L28 "def softmax")   a function or a class
     ... "from 'names = ' to 'offsets = '")                     from a line with the one text to a line with the other
     ... "between 'names = ' and 'offsets = '")                 likewise, but without those two lines
     ... "all of it")                                           the whole file
@@ -67,8 +67,8 @@ def number_links(page):
     """The page with the lines in its links as they are now."""
     def link(found):
         first, last = lines_of(found[1], found[2])
-        lines = f"lines {first}-{last}" if last > first else f"line {first}"
-        return f'[{found[1]}, {lines}](../{found[1]}#L{first}-L{last} "{found[2]}")'
+        lines = f"{first}-{last}" if last > first else first
+        return f'[{found[1]}:{lines}](../{found[1]}#L{first}-L{last} "{found[2]}")'
 
     return LINK.sub(link, page)
 
@@ -138,7 +138,7 @@ def main():
     os.chdir(ROOT)
     english = bring_up_to_date(PAGES[0].read_text("utf-8"))
     texts = [text for _, text, _ in blocks_of(english)]
-    for path in filter(Path.exists, PAGES):
+    for path in PAGES:
         page = english if path == PAGES[0] else path.read_text("utf-8")
         if (n := len(blocks_of(page))) != len(texts):
             raise ValueError(f"{path} has {n} blocks, and README.md {len(texts)}: they share them, in the same order")
