@@ -86,7 +86,7 @@ def loop():
     """Section 3: the loop that writes a text."""
     encoder, hparams, params = load()
     ids = encoder.encode("Good morrow, my")
-    figure = Figure(figsize=(8.4, 3.1), layout="constrained")
+    figure = Figure(figsize=(6.6, 2.6), layout="constrained")
     axes = plain(figure, 10, 4.2)
     for row in range(4):
         y, x = 3.7 - row * 1.05, 0.0
@@ -117,14 +117,14 @@ def sampling():
     ranked = np.argsort(-probs, kind="stable")
     kept = ranked[np.cumsum(probs[ranked]) - probs[ranked] < 0.5]
     top_p = np.where(np.isin(np.arange(len(probs)), kept), probs, 0)
-    panels = [("temperature 1: as the model has it", probs), ("temperature 0.5", gpt2.softmax(logits / 0.5)),
+    panels = [("temperature 1", probs), ("temperature 0.5", gpt2.softmax(logits / 0.5)),
               ("temperature 2", gpt2.softmax(logits / 2)), ("top_k 5", top_k / top_k.sum()),
               ("top_p 0.5", top_p / top_p.sum())]
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 5, sharey=True), panels):
         axes.barh(range(12), probs[order], color=GREY, alpha=0.35)
         axes.barh(range(12), values[order], height=0.5, color=BLUE if title.startswith("temp") else GREEN)
-        axes.set_title(title.replace(": ", ":\n"))
+        axes.set_title(title.replace(" ", "\n"))
         axes.set_yticks(range(12), [text_of(encoder, id) for id in order])
         axes.set_xlim(0, 0.55)
         axes.set_xticks([0, 0.5], ["0", "0.5"])
@@ -150,7 +150,7 @@ def bpe():
     """Section 6: the merges of one word."""
     encoder, _, _ = load()
     steps = merge_steps("Ġunworthy", encoder.bpe_ranks)
-    figure = Figure(figsize=(7.6, 0.55 * len(steps) + 0.2), layout="constrained")
+    figure = Figure(figsize=(6, 0.46 * len(steps) + 0.2), layout="constrained")
     axes, seen = plain(figure, 9.6, len(steps)), set()
     for row, (tokens, rank) in enumerate(steps):
         x, y = 0.0, len(steps) - row - 0.5
@@ -168,17 +168,17 @@ def checkpoint():
     _, hparams, params = load()
     blocks = sorted(range(hparams["n_layer"]), key=str)
     parts = [(f"h{i}", params["blocks"][i]) for i in blocks] + [(name, params[name]) for name in ("ln_f", "wpe", "wte")]
-    figure = Figure(figsize=(8.4, 3.3), layout="constrained")
+    figure = Figure(figsize=(6.6, 3), layout="constrained")
     axes = plain(figure, 100, 10)
     total, x = sum(size_of(part) for _, part in parts), 0.0
     for i, (name, part) in enumerate(parts):
         width = 100 * size_of(part) / total
         color = {"wpe": ORANGE, "wte": GREEN, "ln_f": PURPLE}.get(name, (BLUE, "#4a85c8")[i % 2])
         axes.barh(7.4, width, 1.6, x, color=color)
-        if width > 1:
+        if width > 4:
             axes.text(x + width / 2, 7.4, name, color="white", ha="center", va="center", size=10)
-        else:
-            axes.text(x, 9.0, name, ha="center", va="center", size=10)
+        else:  # two of them stand side by side
+            axes.text(x, 8.7, f" {name} ", ha="right" if width < 1 else "left", va="center", size=10)
         if i == 1:
             zoom = x, x + width
         x += width
@@ -190,9 +190,9 @@ def checkpoint():
     tensors, x = sorted(flat(block)), 0.0
     for path, array in tensors:
         width = 100 * array.size / size_of(block)
-        axes.barh(3.5, width, 1.6, x, color=BLUE if path.endswith("w") else ORANGE)
+        axes.barh(3.5, width, 1.7, x, color=BLUE if path.endswith("w") else ORANGE)
         if width > 4:
-            axes.text(x + width / 2, 3.5, path, color="white", ha="center", va="center", size=10)
+            axes.text(x + width / 2, 3.5, path.replace("/", "\n", 1), color="white", ha="center", va="center", size=9)
             shape = " x ".join(map(str, array.shape))
             axes.text(x + width / 2, 2.1, f"[{shape}]", ha="center", va="center", size=10)
         x += width
@@ -214,7 +214,7 @@ def size_of(tree):
 
 def layers():
     """Section 7: the small layers."""
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
     (one, two), (three, four) = figure.subplots(2, 2)
     x = np.linspace(-4, 4, 81)
     one.plot(x, np.maximum(x, 0), color=GREY, ls="--", label="relu")
@@ -225,7 +225,7 @@ def layers():
     two.bar(np.arange(4) - 0.2, logits, 0.38, color=GREY, label="logits")
     two.bar(np.arange(4) + 0.2, gpt2.softmax(logits), 0.38, color=BLUE, label="softmax")
     for i, p in enumerate(gpt2.softmax(logits)):
-        two.text(i + 0.2, p + 0.05, f"{p:.2f}", ha="center")
+        two.text(i + 0.2, p + 0.05, f"{p:.2f}", ha="center", size=9)
     two.set_title("softmax: positive, and 1 together")
     two.set_xticks([])
     two.legend()
@@ -235,7 +235,8 @@ def layers():
         counts, edges = np.histogram(values, np.arange(-5, 60, 0.5))
         three.stairs(counts / counts.sum(), edges, fill=True, color=color, label=label, alpha=0.85)
     three.set_title("layer_norm: mean 0, variance 1")
-    three.legend()
+    three.set_ylim(0, 0.27)
+    three.legend(loc="upper right")
     grid = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), -1)
     moved = gpt2.linear(grid, np.array([[1.0, 0.5], [-0.4, 1.2]]), np.array([3.2, 0.6]))
     for points, color, label in ((grid, GREY, "x"), (moved, BLUE, "x @ w + b")):
@@ -244,14 +245,15 @@ def layers():
                 four.plot(*line.T, color=color, lw=1.4, label=label if i == 0 and lines is points else None)
     four.set_title("linear: turn, stretch, shift")
     four.set_aspect("equal")
-    four.legend()
+    four.set_ylim(-1.4, 4)
+    four.legend(loc="upper left", ncols=2)
     return figure
 
 
 def embeddings():
     """Section 8: what the model has learned of positions and tokens."""
     encoder, hparams, params = load()
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     places = np.arange(0, hparams["n_ctx"], hparams["n_ctx"] // 32)
     cells(left, cosines(params["wpe"][places]), low=-1, high=1, cmap="RdBu_r")
@@ -277,9 +279,9 @@ def cosines(rows):
 
 def architecture():
     """Section 8: the model, and one block of it."""
-    figure = Figure(figsize=(8.4, 7.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     axes = plain(figure, 12, 10.6)
-    box(axes, 2.6, 1.5, 3.6, 0.7, "wte[ids] + wpe[0, 1, 2, ...]", GREEN)
+    box(axes, 2.6, 1.5, 3.6, 0.7, "wte[ids] + wpe[:n_seq]", GREEN, 10)
     for y, name in ((3.1, "block 0"), (4.2, "block 1"), (6.0, "block n_layer - 1")):
         box(axes, 2.6, y, 3.6, 0.7, name, BLUE)
     box(axes, 2.6, 7.4, 3.6, 0.7, "layer_norm, ln_f", PURPLE)
@@ -304,7 +306,7 @@ def architecture():
         box(axes, 9.8, base + 1.1, 3.0, 0.7, f"layer_norm, {norm}", PURPLE)
         arrow(axes, (9.8, base + 1.45), (9.8, base + 2.0))
         says = "tokens look at each other" if work == "mha" else "each token by itself"
-        box(axes, 9.8, base + 2.45, 3.4, 0.9, f"{work}\n{says}", color, 10)
+        box(axes, 9.8, base + 2.45, 4.0, 0.9, f"{work}\n{says}", color, 10)
         axes.plot([9.8, 9.8], [base + 2.9, base + 3.5], color=GREY, lw=1.3)
         arrow(axes, (9.8, base + 3.5), (stream + 0.25, base + 3.5))
         box(axes, stream, base + 3.5, 0.5, 0.5, "+", GREY, 13)
@@ -334,7 +336,7 @@ def mask():
     tables = [("scores", scores, "{:.2f}", None), ("softmax, no mask", gpt2.softmax(scores), "{:.2f}", (0, 1)),
               ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10), "{:.2f}", (0, 1))]
     names = [text_of(encoder, id) for id in ids]
-    figure = Figure(figsize=(9.4, 3.7), layout="constrained")
+    figure = Figure(figsize=(6.8, 3), layout="constrained")
     for i, (axes, (title, table, form, limits)) in enumerate(zip(figure.subplots(1, 3), tables)):
         shown = np.where(hidden, np.nan, table) if i == 2 else table
         cells(axes, shown, form, low=limits[0] if limits else None, high=limits[1] if limits else None)
@@ -360,15 +362,16 @@ def heads():
               "looks at the first token": weights[..., 0],
               "looks at the token itself": (weights * np.eye(len(ids))).sum(axis=-1), "looks at all alike": spread}
     names = [text_of(encoder, id) for id in ids]
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Figure(figsize=(6.8, 8), layout="constrained")
     for axes, (habit, score) in zip(figure.subplots(2, 2).flat, habits.items()):
         score = score[:, :, 1:].mean(axis=-1)  # [n_layer, n_head]; the first token has no choice
         layer, head = np.unravel_index(score.argmax(), score.shape)
         cells(axes, np.where(np.tri(len(ids)), weights[layer, head], np.nan), low=0, high=1)
         label_cells(axes, names, names)
+        axes.tick_params(labelsize=9)
         axes.set_xlabel(f"block {layer}, head {head}\n{habit}", labelpad=6)
         axes.xaxis.set_label_position("bottom")
-    bar = figure.colorbar(axes.collections[0], ax=figure.axes, shrink=0.5)
+    bar = figure.colorbar(axes.collections[0], ax=figure.axes, shrink=0.5, location="bottom")
     bar.set_label("weight")
     bar.outline.set_visible(False)
     return figure
@@ -376,7 +379,7 @@ def heads():
 
 def cache():
     """Section 11: what is computed for the fifth token, without and with a cache."""
-    figure = Figure(figsize=(8.4, 2.7), layout="constrained")
+    figure = Figure(figsize=(6.2, 2.2), layout="constrained")
     axes = plain(figure, 14, 4.4)
     for x, title, old in ((0, "without a cache: all five, again", ORANGE),
                           (8, "with a cache: one, and the rest is read", GREY)):
