@@ -37,12 +37,11 @@ def test_every_character_in_every_surrounding(encoder, oracle):
     wrong = []
     for code in range(sys.maxunicode + 1):
         char = chr(code)
-        if unicodedata.category(char) != "Cs":
+        if unicodedata.category(char) not in ("Cs", "Cn"):  # no character at all, or not yet
             text = f"a{char}b {char}1{char} {char}{char}\n{char}'s"
             if encoder.encode(text) != oracle.encode_ordinary(text):
                 wrong.append(hex(code))
-    # A character that the newer of the two Unicode tables has and the other lacks is the only thing they may differ in.
-    assert [code for code in wrong if unicodedata.category(chr(int(code, 16))) != "Cn"] == []
+    assert wrong == []
 
 
 SNIPPETS = ["'s", "'S", "'ll", "'LL", "'Ll", "'ve", "'re", "'m", "'d", "'x", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c",
