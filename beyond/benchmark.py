@@ -4,10 +4,11 @@
 
 measures gpt2.py, its chapters lookahead and batch, gpt2_pico.py and those peers that are installed, and writes
 benchmark.md, benchmark.svg and benchmark.json. The shape is the 124M model's, with random weights, as speed does not
-depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; each peer
-runs in a process of its own, after that. Every figure stands beside the machine's own limit: a token cannot come sooner
-than all weights can be read, at the speed at which a product with one row reads a large matrix; a prompt takes two
-operations a weight and token, at the rate of a large product of matrices. A peer that is not installed is named so.
+depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; a peer
+runs in a process of its own, and is compared with what gpt2.py needed just before and just after it. Every figure
+stands beside the machine's own limit: a token cannot come sooner than all weights can be read, at the speed at which a
+product with one row reads a large matrix; a prompt takes two operations a weight and token, at the rate of a large
+product of matrices. A peer that is not installed is named so.
 """
 
 import functools
@@ -48,24 +49,30 @@ def medians(runs, n):
 # --- ours ---
 
 
-def measure_passes(params, n_head):
-    """Seconds of a token after 10 and 900 others and of prompts of 10 and 1000 tokens: ours, pico's, the limit's."""
+def our_runs(params, n_head):
+    """Two dicts {what: function}, quick and slow ones: a token after 10 and 900 others, prompts of 10 and 1000."""
     n_embd, n_ctx = params["wte"].shape[1], len(params["wpe"])
     cache = [np.ones((2, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
-    large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, more than any cache
-    a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
 
-    def ours(n, past):
+    def run(n, past):
         x = gpt2.hidden_states(IDS[:n], **params, n_head=n_head, cache=cache, past=past)
         return x[-1] @ params["wte"].T
+
+    quick = {"decode 10": lambda: run(1, 10), "decode 900": lambda: run(1, 900), "prefill 10": lambda: run(10, 0)}
+    return quick, {"prefill 1000": lambda: run(1000, 0)}
+
+
+def measure_passes(params, n_head):
+    """{engine: {what: seconds}} of ours, pico and the limit."""
+    large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, more than any cache
+    a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
 
     def pico(n):
         return gpt2_pico.gpt2(IDS[:n], **params, n_head=n_head)
 
-    found = medians({"read": lambda: large @ row, "multiply": lambda: a @ b, "decode 10": lambda: ours(1, 10),
-                     "decode 900": lambda: ours(1, 900), "prefill 10": lambda: ours(10, 0)}, 20)
-    found |= medians({"prefill 1000": lambda: ours(1000, 0), "pico 10": lambda: pico(10),
-                      "pico 900": lambda: pico(900), "pico 1000": lambda: pico(1000)}, 3)
+    quick, slow = our_runs(params, n_head)
+    found = medians({"read": lambda: large @ row, "multiply": lambda: a @ b, **quick}, 20)
+    found |= medians({**slow, **{f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)}}, 3)
     limit = limits(params, large.nbytes / found["read"], 2 * a.size * len(b) / found["multiply"])
     return {"the machine's limit": limit, "PicoGPT": {what: found[what] for what in WORK},
             "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK}}  # it reads all for each token
@@ -326,7 +333,8 @@ def table(result):
              "| tokens a second, as a multiple of PicoGPT's | decoding after 10 | after 900 | prompt of 10 | of 1000 |",
              "|---|---|---|---|---|"]
     for name, found in engines.items():
-        cells = [f"{engines['PicoGPT'][what] / found[what]:.2f} ({n / found[what]:.0f})" for what, n in WORK.items()]
+        ours = found.get("PicoGPT beside it", engines["PicoGPT"])
+        cells = [f"{ours[what] / found[what]:.2f} ({n / found[what]:.0f})" for what, n in WORK.items()]
         lines.append(f"| {name} {found.get('version', '')} | ".replace("  ", " ") + " | ".join(cells) + " |")
     absent = [f"{name}: {found}" for name, found in result["passes"].items() if isinstance(found, str)]
     lines += ["", "Not measured: " + "; ".join(absent) + "."] if absent else []
@@ -411,9 +419,14 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         result["more"] = measure_chapters(params, n_head)
         note("processes")
         result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
+        before, (quick, slow) = result["passes"]["PicoGPT"], our_runs(params, n_head)
         for name in PEERS if peers else ():
             note(name)
-            result["passes"][name] = measure_peer(name, folder)
+            found = result["passes"][name] = measure_peer(name, folder)
+            if isinstance(found, dict):
+                after = medians(quick, 20) | medians(slow, 3)
+                found["PicoGPT beside it"] = {what: (before[what] + after[what]) / 2 for what in WORK}
+                before = after
     for ending, content in ("md", table(result)), ("json", json.dumps(result, indent=1) + "\n"):
         with open(f"{out}.{ending}", "w", encoding="utf-8") as file:
             file.write(content)

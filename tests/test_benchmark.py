@@ -38,6 +38,12 @@ def test_peers_are_measured_or_named(tmp_path, monkeypatch):
     assert "failed: " in benchmark.measure_peer("JAX", str(tmp_path))
 
 
+def test_a_peers_ratio_is_to_ours_beside_it():
+    ours, beside, peer = (dict.fromkeys(benchmark.WORK, seconds) for seconds in (1.0, 6.0, 2.0))
+    result = {"machine": "", "date": "", "more": [], "passes": {"PicoGPT": ours, "peer": {**peer, "PicoGPT beside it": beside}}}
+    assert "| PicoGPT | 1.00 (1) |" in benchmark.table(result) and "| peer | 3.00 (0) |" in benchmark.table(result)
+
+
 def test_the_limits_are_what_the_docstring_says():
     """With a bandwidth and a rate of 1, a token takes as many seconds as the weights have bytes, and so on."""
     params = train.initial_params(**SHAPE)
