@@ -22,7 +22,7 @@ from encoder import get_encoder
 
 HPARAMS = golden.CONFIGS["wide"]
 TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
-SIZES = {"n_vocab": 300, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2, "eval_every": 50}
+SIZES = {"n_vocab": 300, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2, "eval_every": 20}
 FLAGS = [f"--{name}={value}" for name, value in SIZES.items()] + ["--learning_rate=0.01"]
 HISTORY = r"step (\d+): loss ([\d.]+), held out ([\d.]+)"
 
@@ -227,14 +227,14 @@ def losses(done):
 def test_training_makes_the_held_out_loss_fall(trained, text):
     folder, done = trained
     found = losses(done)
-    assert found[:, 0].tolist() == [50, 100, 150]
+    assert found[:, 0].tolist() == [20, 40, 60, 80, 100, 120, 140, 150]
     encoder, hparams, params = utils.load_encoder_hparams_and_params("new", str(folder))
     cut = len(TEXT) * 9 // 10
     assert (folder / "new" / "held_out.txt").read_text("utf-8") == TEXT[cut:]
     ids = encoder.encode(TEXT[cut:])
     counts = np.bincount(encoder.encode(TEXT[:cut]), minlength=300) + 1
     without_context = -np.log(counts / counts.sum())[ids].mean()
-    assert found[-1, 2] < without_context - 0.1 and found[-1, 2] < found[0, 2]  # it has learned what follows what
+    assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned what follows what
     n, a_token = len(ids) - 1, train.held_out_loss(params, ids, 2, 4)
     assert done.stdout.decode() == (f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
                                     f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n")
@@ -263,12 +263,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
     args = [sys.executable, "-m", "beyond.train", str(text), "--model_size=new", f"--models_dir={tmp_path}", *FLAGS, "--steps=150"]
     with subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        while b"step 50" not in process.stderr.readline():
+        while b"step 40" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(np.random.default_rng().random())  # anywhere
         process.send_signal(signal.SIGKILL)
     done = run(text, tmp_path, "--steps=150")
-    assert losses(done)[0, 0] > 50 and (losses(done) == losses(trained[1])[-len(losses(done)):]).all()
+    assert losses(done)[0, 0] > 20 and (losses(done) == losses(trained[1])[-len(losses(done)):]).all()
     data = utils.DATA
     assert (tmp_path / "new" / data).read_bytes() == (trained[0] / "new" / data).read_bytes()
     assert_error(run(text, tmp_path, "--steps=150"), f"{tmp_path}/new is a model already")
@@ -277,7 +277,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
 def test_eight_devices_give_the_losses_of_one(trained, text, tmp_path):
     done = run(text, tmp_path, "--steps=150", devices=8)
     np.testing.assert_allclose(losses(done), losses(trained[1]), rtol=2e-3)
-    np.testing.assert_allclose(losses(done)[:1], losses(trained[1])[:1], atol=2e-4)
+    np.testing.assert_allclose(losses(done)[:3], losses(trained[1])[:3], atol=2e-4)
 
 
 @pytest.mark.parametrize("content, flags, parts", [
