@@ -10,9 +10,9 @@ below it; where there is none, a block of Python must print nothing, and a block
 with a title is not run either, but cut from the file that the link names. The title says what:
 
     [gpt2.py:25-28](../gpt2.py#L25-L28 "def softmax")   a function or a class
-    ... "from 'names = ' to 'offsets = '")                     from a line with the one text to a line with the other
-    ... "between 'names = ' and 'offsets = '")                 likewise, but without those two lines
-    ... "all of it")                                           the whole file
+    ... "from 'names = ' to 'offsets = '")              from a line with the one text to a line with the other
+    ... "between 'names = ' and 'offsets = '")          likewise, but without those two lines
+    ... "all of it")                                    the whole file
 
 Behind two such links stands the difference between what they name. The line numbers are written by this program, too.
 """
@@ -136,10 +136,9 @@ def bring_up_to_date(page):
 def main():
     """Runs the tutorial's blocks and writes what they print below them, in each language."""
     os.chdir(ROOT)
-    english = bring_up_to_date(PAGES[0].read_text("utf-8"))
-    texts = [text for _, text, _ in blocks_of(english)]
+    texts = [text for _, text, _ in blocks_of(bring_up_to_date(PAGES[0].read_text("utf-8")))]
     for path in PAGES:
-        page = english if path == PAGES[0] else path.read_text("utf-8")
+        page = path.read_text("utf-8")
         if (n := len(blocks_of(page))) != len(texts):
             raise ValueError(f"{path} has {n} blocks, and README.md {len(texts)}: they share them, in the same order")
         path.write_text(with_blocks(number_links(page), texts), "utf-8", newline="\n")
