@@ -17,6 +17,7 @@ from matplotlib.patches import FancyBboxPatch
 
 import gpt2
 import utils
+from beyond.attention import look
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "figures")
 GREY, BLUE, GREEN, ORANGE, PURPLE = "#797979", "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0"
@@ -313,33 +314,22 @@ def architecture():
     return figure
 
 
-PROMPT = "O, my good lord"  # five tokens; the tutorial's section 9 has the same
-
-
-def projected(ids, hparams, params):
-    """For each block its q, k, v, as one array [3, n_head, n_seq, d]."""
-    x, found = params["wte"][ids] + params["wpe"][:len(ids)], []
-    for block in params["blocks"]:
-        qkv = gpt2.linear(gpt2.layer_norm(x, **block["ln_1"]), **block["attn"]["c_attn"])
-        found.append(qkv.reshape(len(ids), 3, hparams["n_head"], -1).transpose(1, 2, 0, 3))
-        x = gpt2.transformer_block(x, **block, n_head=hparams["n_head"])
-    return found
-
-
 def mask():
     """Section 9: the causal mask on five tokens, with real numbers."""
     encoder, hparams, params = load()
-    ids = encoder.encode(PROMPT)[:5]
-    q, k, _ = projected(ids, hparams, params)[0][:, 0]
+    ids = encoder.encode("O, my good lord")  # the five tokens of the section
+    x, block = params["wte"][ids] + params["wpe"][:len(ids)], params["blocks"][0]
+    qkv = gpt2.linear(gpt2.layer_norm(x, **block["ln_1"]), **block["attn"]["c_attn"])
+    q, k, _ = qkv.reshape(len(ids), 3, hparams["n_head"], -1)[:, :, 0].swapaxes(0, 1)  # of the first head, [n_seq, d]
     scores = q @ k.T / q.shape[-1] ** 0.5
     hidden = 1 - np.tri(len(ids))
-    tables = [("scores", scores, "{:.2f}", None), ("softmax, no mask", gpt2.softmax(scores), "{:.2f}", (0, 1)),
-              ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10), "{:.2f}", (0, 1))]
+    tables = [("scores", scores), ("softmax, no mask", gpt2.softmax(scores)),
+              ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10))]
     names = [text_of(encoder, id) for id in ids]
     figure = Figure(figsize=(6.8, 3), layout="constrained")
-    for i, (axes, (title, table, form, limits)) in enumerate(zip(figure.subplots(1, 3), tables)):
-        shown = np.where(hidden, np.nan, table) if i == 2 else table
-        cells(axes, shown, form, low=limits[0] if limits else None, high=limits[1] if limits else None)
+    for i, (axes, (title, table)) in enumerate(zip(figure.subplots(1, 3), tables)):
+        low, high = (0, 1) if i else (None, None)  # a softmax fills this range, the scores one of their own
+        cells(axes, np.where(hidden, np.nan, table) if i == 2 else table, "{:.2f}", low=low, high=high)
         if i == 2:
             for row, column in np.argwhere(hidden):
                 axes.text(column + 0.5, row + 0.5, "0", ha="center", va="center", size=9)
@@ -354,9 +344,7 @@ def heads():
     """Section 9: of all heads, four that do one thing more than any other head does."""
     encoder, hparams, params = load()
     ids = np.array(encoder.encode("ROMEO:\nGood morrow, my lord. Good morrow, my father."))
-    hidden = (1 - np.tri(len(ids))) * -1e10
-    weights = np.array([gpt2.softmax(q @ k.swapaxes(1, 2) / q.shape[-1] ** 0.5 + hidden)
-                        for q, k, _ in projected(ids, hparams, params)])  # [n_layer, n_head, n_seq, n_seq]
+    weights, _ = look(ids, params, hparams["n_head"])  # [n_layer, n_head, n_seq, n_seq]
     spread = -(weights * np.log(weights + 1e-9)).sum(axis=-1)  # the entropy of each row
     habits = {"looks at the token before": (weights * np.eye(len(ids), k=-1)).sum(axis=-1),
               "looks at the first token": weights[..., 0],
