@@ -49,8 +49,11 @@ def medians(runs, n):
 # --- ours ---
 
 
-def our_runs(params, n_head):
-    """Two dicts {what: function}, quick and slow ones: a token after 10 and 900 others, prompts of 10 and 1000."""
+def measure_ours(params, n_head, quick={}, slow={}):
+    """Median seconds of a token after 10 and 900 others and of prompts of 10 and 1000: {what: seconds}.
+
+    quick, slow: {name: function}; these take turns with ours, and stand in the result, too.
+    """
     n_embd, n_ctx = params["wte"].shape[1], len(params["wpe"])
     cache = [np.ones((2, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
 
@@ -58,8 +61,9 @@ def our_runs(params, n_head):
         x = gpt2.hidden_states(IDS[:n], **params, n_head=n_head, cache=cache, past=past)
         return x[-1] @ params["wte"].T
 
-    quick = {"decode 10": lambda: run(1, 10), "decode 900": lambda: run(1, 900), "prefill 10": lambda: run(10, 0)}
-    return quick, {"prefill 1000": lambda: run(1000, 0)}
+    quick = {**quick, "decode 10": lambda: run(1, 10), "decode 900": lambda: run(1, 900),
+             "prefill 10": lambda: run(10, 0)}
+    return medians(quick, 20) | medians({"prefill 1000": lambda: run(1000, 0), **slow}, 3)
 
 
 def measure_passes(params, n_head):
@@ -70,9 +74,8 @@ def measure_passes(params, n_head):
     def pico(n):
         return gpt2_pico.gpt2(IDS[:n], **params, n_head=n_head)
 
-    quick, slow = our_runs(params, n_head)
-    found = medians({"read": lambda: large @ row, "multiply": lambda: a @ b, **quick}, 20)
-    found |= medians({**slow, **{f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)}}, 3)
+    found = measure_ours(params, n_head, {"read": lambda: large @ row, "multiply": lambda: a @ b},
+                         {f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)})
     limit = limits(params, large.nbytes / found["read"], 2 * a.size * len(b) / found["multiply"])
     return {"the machine's limit": limit, "PicoGPT": {what: found[what] for what in WORK},
             "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK}}  # it reads all for each token
@@ -419,12 +422,12 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         result["more"] = measure_chapters(params, n_head)
         note("processes")
         result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
-        before, (quick, slow) = result["passes"]["PicoGPT"], our_runs(params, n_head)
+        before = result["passes"]["PicoGPT"]
         for name in PEERS if peers else ():
             note(name)
             found = result["passes"][name] = measure_peer(name, folder)
             if isinstance(found, dict):
-                after = medians(quick, 20) | medians(slow, 3)
+                after = measure_ours(params, n_head)
                 found["PicoGPT beside it"] = {what: (before[what] + after[what]) / 2 for what in WORK}
                 before = after
     for ending, content in ("md", table(result)), ("json", json.dumps(result, indent=1) + "\n"):
