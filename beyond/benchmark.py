@@ -418,10 +418,6 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         params = load(folder)[1]
         n_bytes = sum(array.nbytes for array in train.jax.tree.leaves(params))
         result["passes"] = measure_passes(params, n_head)
-        note("chapters")
-        result["more"] = measure_chapters(params, n_head)
-        note("processes")
-        result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
         before = result["passes"]["PicoGPT"]
         for name in PEERS if peers else ():
             note(name)
@@ -430,6 +426,10 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
                 after = measure_ours(params, n_head)
                 found["PicoGPT beside it"] = {what: (before[what] + after[what]) / 2 for what in WORK}
                 before = after
+        note("chapters")
+        result["more"] = measure_chapters(params, n_head)
+        note("processes")
+        result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
     for ending, content in ("md", table(result)), ("json", json.dumps(result, indent=1) + "\n"):
         with open(f"{out}.{ending}", "w", encoding="utf-8") as file:
             file.write(content)
