@@ -4,11 +4,11 @@
 
 measures gpt2.py, its chapters lookahead and batch, gpt2_pico.py and those peers that are installed, and writes
 benchmark.md, benchmark.svg and benchmark.json. The shape is the 124M model's, with random weights, as speed does not
-depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; a peer
-runs in a process of its own, and is compared with what gpt2.py needed just before and just after it. Every figure
-stands beside the machine's own limit: a token cannot come sooner than all weights can be read, at the speed at which a
-product with one row reads a large matrix; a prompt takes two operations a weight and token, at the rate of a large
-product of matrices. A peer that is not installed is named so.
+depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; a peer,
+which is one of beyond/peers.py, runs in a process of its own, and is compared with what gpt2.py needed just before and
+just after it. Every figure stands beside the machine's own limit: a token cannot come sooner than all weights can be
+read, at the speed at which a product with one row reads a large matrix; a prompt takes two operations a weight and
+token, at the rate of a large product of matrices. A peer that is not installed is named so.
 """
 
 import functools
@@ -28,25 +28,14 @@ import gpt2
 import gpt2_pico
 import utils
 from beyond import batch, lookahead, train
+from beyond.peers import IDS, PEERS, load, medians
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-IDS = [i * 7 % 1024 for i in range(1024)]
 WORK = {"decode 10": 1, "decode 900": 1, "prefill 10": 10, "prefill 1000": 1000}  # tokens that are worked on
 PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
 
-def medians(runs, n):
-    """{name: median seconds} of functions that take turns n times, after one round to warm up."""
-    times = {name: [] for name in runs}
-    for _ in range(n + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values[1:])) for name, values in times.items()}
-
-
-# --- ours ---
+# --- the measurements ---
 
 
 def measure_ours(params, n_head, quick={}, slow={}):
@@ -130,197 +119,14 @@ def measure_processes(folder, n_bytes):
         ("its memory at most", f"{max(memory) / n_bytes:.2f} times the weights", f"{max(memory) / 1e9:.2f} GB")]
 
 
-# --- the peers: each prints what takes how many seconds, as JSON ---
-
-
-def steps(n, prefill, decode):
-    """prefill() and decode() for a prompt of n: {what: median seconds}."""
-    prefill_s = medians({"": prefill}, 3)[""]
-    return {f"prefill {n}": prefill_s, f"decode {n}": medians({"": decode}, 20)[""]}
-
-
-def hugging_face(folder):
-    import torch
-    model = hugging_face_model(folder)
-    found, state = {}, {}
-    for n in 10, 900, 1000:
-        ids = torch.tensor([IDS[:n]])
-
-        def prefill():
-            with torch.inference_mode():
-                state["cache"] = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-
-        def decode():
-            with torch.inference_mode():
-                state["cache"] = model(ids[:, :1], past_key_values=state["cache"], use_cache=True).past_key_values
-
-        found |= steps(n, prefill, decode)
-    return found
-
-
-def hugging_face_model(folder):
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    hparams, params = load(folder)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"],
-                                       **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
-    ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
-    for path, array in train.jax.tree_util.tree_flatten_with_path(params)[0]:
-        *names, last = [str(getattr(key, "key", getattr(key, "idx", None))) for key in path]
-        names = ["h" if name == "blocks" else name for name in names] + [ends[last]] if names else [last, "weight"]
-        state[".".join(["transformer", *names])] = torch.from_numpy(np.array(array))
-    state["lm_head.weight"] = state["transformer.wte.weight"]
-    model.load_state_dict(state, strict=False)
-    return model
-
-
-def load(folder):
-    with open(os.path.join(folder, "hparams.json")) as file:
-        hparams = json.load(file)
-    return hparams, utils.load_gpt2_params_from_tf_ckpt(os.path.join(folder, "model.ckpt"), hparams)
-
-
-def jax(folder):
-    """beyond/gpu.py on the CPU: a step compiled once for each length, its cache handed on without a copy."""
-    from unittest.mock import patch
-
-    from beyond import gpu
-
-    jax, jnp = gpu.jax, gpu.jnp
-    hparams, params = load(folder)
-    params, n_head = gpu.place(params, hparams["n_head"], gpu.make_mesh("1x1")), hparams["n_head"]
-    shape = 2, n_head, hparams["n_ctx"], hparams["n_embd"] // n_head
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def step(ids, cache, past):
-        with patch.object(gpt2, "np", jnp):
-            x, cache = gpu.hidden_states(ids, **params, n_head=n_head, cache=cache, past=past)
-        return (x[-1] @ params["wte"].T).argmax(), cache
-
-    found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}
-    for n in 10, 900, 1000:
-        def run(ids, past):
-            best, state["cache"] = step(jnp.array(ids), state["cache"], past)
-            best.block_until_ready()
-
-        found |= steps(n, lambda: run(IDS[:n], 0), lambda: run(IDS[:1], n))
-    return found
-
-
-def ctranslate2(folder, quantization="float32"):
-    import ctranslate2
-
-    with tempfile.TemporaryDirectory() as work:
-        hugging_face_model(folder).save_pretrained(work)
-        for theirs, ours in ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"):
-            shutil.copy(os.path.join(folder, ours), os.path.join(work, theirs))
-        out = os.path.join(work, "converted")
-        ctranslate2.converters.TransformersConverter(work).convert(out, quantization=quantization)
-        generator = ctranslate2.Generator(out, intra_threads=os.cpu_count())
-    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
-        tokens = {id: token for token, id in json.load(file).items()}
-
-    def generate(n, more):
-        generator.generate_batch([[tokens[id] for id in IDS[:n]]], max_length=more, sampling_topk=1,
-                                 include_prompt_in_result=False, end_token=[])
-
-    found = {}
-    for n in 10, 900, 1000:  # it only tells whole generations, so a token is the difference of two
-        times = medians({more: functools.partial(generate, n, more) for more in (1, 21)}, 3)
-        found |= {f"prefill {n}": times[1], f"decode {n}": (times[21] - times[1]) / 20}
-    return found
-
-
-def ctranslate2_int8(folder):
-    return ctranslate2(folder, "int8")
-
-
-def llama_cpp(folder, kind="F32"):
-    import gguf
-    import llama_cpp
-
-    hparams, params = load(folder)
-    kinds = gguf.GGMLQuantizationType
-    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
-        tokens = list(json.load(file))
-    with open(os.path.join(folder, "vocab.bpe"), encoding="utf-8") as file:
-        merges = file.read().splitlines()[1:]
-    with tempfile.TemporaryDirectory() as work:
-        path = os.path.join(work, "model.gguf")
-        writer = gguf.GGUFWriter(path, "gpt2")
-        writer.add_context_length(hparams["n_ctx"])
-        writer.add_embedding_length(hparams["n_embd"])
-        writer.add_block_count(hparams["n_layer"])
-        writer.add_feed_forward_length(4 * hparams["n_embd"])
-        writer.add_head_count(hparams["n_head"])
-        writer.add_layer_norm_eps(1e-5)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list(tokens)
-        writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
-        writer.add_token_merges(merges)
-
-        def add(name, array, matrix=False):
-            array = np.ascontiguousarray(array, np.float32)
-            if matrix and kind != "F32":
-                writer.add_tensor(name, gguf.quants.quantize(array, kinds[kind]), raw_dtype=kinds[kind])
-            else:
-                writer.add_tensor(name, array)
-
-        add("token_embd.weight", params["wte"], True)
-        add("output.weight", params["wte"], True)
-        add("position_embd.weight", params["wpe"])
-        for theirs, ours in [("output_norm", params["ln_f"])] + [
-                (f"blk.{i}.{name}", block[key]) for i, block in enumerate(params["blocks"])
-                for name, key in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2"))]:
-            add(f"{theirs}.weight", ours["g"])
-            add(f"{theirs}.bias", ours["b"])
-        for i, block in enumerate(params["blocks"]):
-            for name, layer in (("attn_qkv", block["attn"]["c_attn"]), ("attn_output", block["attn"]["c_proj"]),
-                                ("ffn_up", block["mlp"]["c_fc"]), ("ffn_down", block["mlp"]["c_proj"])):
-                add(f"blk.{i}.{name}.weight", layer["w"].T, True)
-                add(f"blk.{i}.{name}.bias", layer["b"])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        model = llama_cpp.Llama(path, n_ctx=hparams["n_ctx"], n_batch=1024, n_ubatch=1024, n_threads=os.cpu_count(),
-                                n_threads_batch=os.cpu_count(), verbose=False)
-    found = {}
-    for n in 10, 900, 1000:
-        def prefill():
-            model.reset()
-            model.eval(IDS[:n])
-
-        found |= steps(n, prefill, lambda: model.eval(IDS[:1]))
-    return found
-
-
-def llama_cpp_q8_0(folder):
-    return llama_cpp(folder, "Q8_0")
-
-
-def llama_cpp_q4_0(folder):
-    return llama_cpp(folder, "Q4_0")
-
-
-PEERS = {"Hugging Face": (hugging_face, "transformers"), "JAX": (jax, "jax"),
-         "CTranslate2 float32": (ctranslate2, "ctranslate2"), "CTranslate2 int8": (ctranslate2_int8, "ctranslate2"),
-         "llama.cpp float32": (llama_cpp, "llama-cpp-python"), "llama.cpp q8_0": (llama_cpp_q8_0, "llama-cpp-python"),
-         "llama.cpp q4_0": (llama_cpp_q4_0, "llama-cpp-python")}
-
-
 def measure_peer(name, folder):
-    """What a peer's function returns, from a process of its own; a text if it is not installed, or why it failed."""
-    function, package = PEERS[name]
+    """What beyond/peers.py prints of a peer, and its version; a text if it is not installed, or why it failed."""
     try:
-        version = importlib.metadata.version(package)
+        version = importlib.metadata.version(PEERS[name][1])
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    code = ("import json, sys; from beyond import benchmark; "
-            f"print(json.dumps(benchmark.{function.__name__}(sys.argv[1])))")
-    done = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "beyond.peers", name, folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return f"{version} failed: {done.stderr.strip().splitlines()[-1]}"
     return json.loads(done.stdout.splitlines()[-1]) | {"version": version}

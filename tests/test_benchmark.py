@@ -4,7 +4,7 @@ import shutil
 import pytest
 from conftest import ROOT, assert_error, command
 
-from beyond import benchmark, train
+from beyond import benchmark, peers, train
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 2}
 
@@ -33,9 +33,18 @@ def test_peers_are_measured_or_named(tmp_path, monkeypatch):
     train.save_model(train.initial_params(**SHAPE), SHAPE, str(folder))
     found = benchmark.measure_peer("JAX", str(folder))
     assert found.keys() == {"version", *benchmark.WORK, "decode 1000", "prefill 900"}
-    monkeypatch.setitem(benchmark.PEERS, "nobody", (benchmark.hugging_face, "no-such-package"))
+    monkeypatch.setitem(benchmark.PEERS, "nobody", (peers.hugging_face, "no-such-package"))
     assert benchmark.measure_peer("nobody", str(folder)) == "not installed"
     assert "failed: " in benchmark.measure_peer("JAX", str(tmp_path))
+
+
+def test_what_a_user_can_mend_is_one_line(tmp_path):
+    def of(*args):
+        return command("-m", "beyond.peers", *args, program=None, cwd=ROOT)
+
+    assert_error(of("nobody", "models/shakespeare"), "name=nobody", "Hugging Face, JAX, ")
+    assert_error(of("JAX", "models/shakespeare"), "models/shakespeare has n_ctx=256", "1024")
+    assert_error(of("JAX", str(tmp_path)), str(tmp_path))
 
 
 def test_a_peers_ratio_is_to_ours_beside_it():

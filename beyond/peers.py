@@ -1,0 +1,224 @@
+"""The engines that beyond/benchmark.py compares PicoGPT with, each on the same weights.
+
+    python -m beyond.peers "Hugging Face" models/124M
+
+prints, as JSON, the seconds of reading prompts of 10, 900 and 1000 tokens and of a token after each. An engine's own
+form of a model is made from the folder first, in a temporary one: names and layout differ, the numbers do not, but
+where they are rounded to int8, q8_0 or q4_0.
+"""
+
+import functools
+import json
+import os
+import shutil
+import tempfile
+import time
+
+import numpy as np
+
+import gpt2
+import utils
+from beyond import train
+
+IDS = [i * 7 % 1024 for i in range(1024)]
+
+
+def medians(runs, n):
+    """{name: median seconds} of functions that take turns n times, after one round to warm up."""
+    times = {name: [] for name in runs}
+    for _ in range(n + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) for name, values in times.items()}
+
+
+def load(folder):
+    with open(os.path.join(folder, "hparams.json")) as file:
+        hparams = json.load(file)
+    return hparams, utils.load_gpt2_params_from_tf_ckpt(os.path.join(folder, "model.ckpt"), hparams)
+
+
+def steps(n, prefill, decode):
+    """prefill() and decode() for a prompt of n: {what: median seconds}."""
+    prefill_s = medians({"": prefill}, 3)[""]
+    return {f"prefill {n}": prefill_s, f"decode {n}": medians({"": decode}, 20)[""]}
+
+
+def hugging_face(folder):
+    import torch
+    model = hugging_face_model(folder)
+    found, state = {}, {}
+    for n in 10, 900, 1000:
+        ids = torch.tensor([IDS[:n]])
+
+        def prefill():
+            with torch.inference_mode():
+                state["cache"] = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+        def decode():
+            with torch.inference_mode():
+                state["cache"] = model(ids[:, :1], past_key_values=state["cache"], use_cache=True).past_key_values
+
+        found |= steps(n, prefill, decode)
+    return found
+
+
+def hugging_face_model(folder):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    hparams, params = load(folder)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"],
+                                       **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
+    ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
+    for path, array in train.jax.tree_util.tree_flatten_with_path(params)[0]:
+        *names, last = [str(getattr(key, "key", getattr(key, "idx", None))) for key in path]
+        names = ["h" if name == "blocks" else name for name in names] + [ends[last]] if names else [last, "weight"]
+        state[".".join(["transformer", *names])] = torch.from_numpy(np.array(array))
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def jax(folder):
+    """beyond/gpu.py on the CPU: a step compiled once for each length, its cache handed on without a copy."""
+    from unittest.mock import patch
+
+    from beyond import gpu
+
+    jax, jnp = gpu.jax, gpu.jnp
+    hparams, params = load(folder)
+    params, n_head = gpu.place(params, hparams["n_head"], gpu.make_mesh("1x1")), hparams["n_head"]
+    shape = 2, n_head, hparams["n_ctx"], hparams["n_embd"] // n_head
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def step(ids, cache, past):
+        with patch.object(gpt2, "np", jnp):
+            x, cache = gpu.hidden_states(ids, **params, n_head=n_head, cache=cache, past=past)
+        return (x[-1] @ params["wte"].T).argmax(), cache
+
+    found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}
+    for n in 10, 900, 1000:
+        def run(ids, past):
+            best, state["cache"] = step(jnp.array(ids), state["cache"], past)
+            best.block_until_ready()
+
+        found |= steps(n, lambda: run(IDS[:n], 0), lambda: run(IDS[:1], n))
+    return found
+
+
+def ctranslate2(folder, quantization="float32"):
+    import ctranslate2
+
+    with tempfile.TemporaryDirectory() as work:
+        hugging_face_model(folder).save_pretrained(work)
+        for theirs, ours in ("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe"):
+            shutil.copy(os.path.join(folder, ours), os.path.join(work, theirs))
+        out = os.path.join(work, "converted")
+        ctranslate2.converters.TransformersConverter(work).convert(out, quantization=quantization)
+        generator = ctranslate2.Generator(out, intra_threads=os.cpu_count())
+    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
+        tokens = {id: token for token, id in json.load(file).items()}
+
+    def generate(n, more):
+        generator.generate_batch([[tokens[id] for id in IDS[:n]]], max_length=more, sampling_topk=1,
+                                 include_prompt_in_result=False, end_token=[])
+
+    found = {}
+    for n in 10, 900, 1000:  # it only tells whole generations, so a token is the difference of two
+        times = medians({more: functools.partial(generate, n, more) for more in (1, 21)}, 3)
+        found |= {f"prefill {n}": times[1], f"decode {n}": (times[21] - times[1]) / 20}
+    return found
+
+
+def llama_cpp(folder, kind="F32"):
+    import gguf
+    import llama_cpp
+
+    hparams, params = load(folder)
+    kinds = gguf.GGMLQuantizationType
+    with open(os.path.join(folder, "encoder.json"), encoding="utf-8") as file:
+        tokens = list(json.load(file))
+    with open(os.path.join(folder, "vocab.bpe"), encoding="utf-8") as file:
+        merges = file.read().splitlines()[1:]
+    with tempfile.TemporaryDirectory() as work:
+        path = os.path.join(work, "model.gguf")
+        writer = gguf.GGUFWriter(path, "gpt2")
+        writer.add_context_length(hparams["n_ctx"])
+        writer.add_embedding_length(hparams["n_embd"])
+        writer.add_block_count(hparams["n_layer"])
+        writer.add_feed_forward_length(4 * hparams["n_embd"])
+        writer.add_head_count(hparams["n_head"])
+        writer.add_layer_norm_eps(1e-5)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(tokens)
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+        writer.add_token_merges(merges)
+
+        def add(name, array, matrix=False):
+            array = np.ascontiguousarray(array, np.float32)
+            if matrix and kind != "F32":
+                writer.add_tensor(name, gguf.quants.quantize(array, kinds[kind]), raw_dtype=kinds[kind])
+            else:
+                writer.add_tensor(name, array)
+
+        add("token_embd.weight", params["wte"], True)
+        add("output.weight", params["wte"], True)
+        add("position_embd.weight", params["wpe"])
+        for theirs, ours in [("output_norm", params["ln_f"])] + [
+                (f"blk.{i}.{name}", block[key]) for i, block in enumerate(params["blocks"])
+                for name, key in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2"))]:
+            add(f"{theirs}.weight", ours["g"])
+            add(f"{theirs}.bias", ours["b"])
+        for i, block in enumerate(params["blocks"]):
+            for name, layer in (("attn_qkv", block["attn"]["c_attn"]), ("attn_output", block["attn"]["c_proj"]),
+                                ("ffn_up", block["mlp"]["c_fc"]), ("ffn_down", block["mlp"]["c_proj"])):
+                add(f"blk.{i}.{name}.weight", layer["w"].T, True)
+                add(f"blk.{i}.{name}.bias", layer["b"])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        model = llama_cpp.Llama(path, n_ctx=hparams["n_ctx"], n_batch=1024, n_ubatch=1024, n_threads=os.cpu_count(),
+                                n_threads_batch=os.cpu_count(), verbose=False)
+    found = {}
+    for n in 10, 900, 1000:
+        def prefill():
+            model.reset()
+            model.eval(IDS[:n])
+
+        found |= steps(n, prefill, lambda: model.eval(IDS[:1]))
+    return found
+
+
+PEERS = {  # what measures it, and the package whose version it has
+    "Hugging Face": (hugging_face, "transformers"), "JAX": (jax, "jax"),
+    "CTranslate2 float32": (ctranslate2, "ctranslate2"),
+    "CTranslate2 int8": (functools.partial(ctranslate2, quantization="int8"), "ctranslate2"),
+    "llama.cpp float32": (llama_cpp, "llama-cpp-python"),
+    "llama.cpp q8_0": (functools.partial(llama_cpp, kind="Q8_0"), "llama-cpp-python"),
+    "llama.cpp q4_0": (functools.partial(llama_cpp, kind="Q4_0"), "llama-cpp-python")}
+
+
+def main(name, folder):
+    """Measures an engine and prints JSON: the seconds of prompts, prefill 10 and so on, and of a token, decode 10.
+
+    Args:
+        name: Hugging Face, JAX, CTranslate2 float32 or int8, or llama.cpp float32, q8_0 or q4_0.
+        folder: A model's folder; its n_ctx is at least 1024.
+    """
+    if name not in PEERS:
+        raise ValueError(f"name={name} must be one of {', '.join(PEERS)}")
+    if (n_ctx := load(folder)[0]["n_ctx"]) < 1024:
+        raise ValueError(f"{folder} has n_ctx={n_ctx}, and the prompts take 1024 tokens: give a larger model")
+    try:
+        return json.dumps(PEERS[name][0](folder))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name} needs {error.name}, which is not installed: install it with pip") from None
+
+
+if __name__ == "__main__":
+    utils.run(main, "name", "folder")
