@@ -112,12 +112,12 @@ def place(params, n_head, mesh, dtype="float32"):
                          f"the second number of mesh")
 
     def put(path, array):
-        names, array = "/".join(str(getattr(key, "key", "")) for key in path), np.asarray(array)
-        if names == "wte":
+        name, array = jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(array)
+        if name == "wte":
             array = np.pad(array, ((0, -len(array) % n), (0, 0)))
-        elif "c_attn" in names:
+        elif "c_attn" in name:
             array = array.reshape(*array.shape[:-1], 3, n_head, -1)
-        spec = next((spec for name, spec in SPLIT.items() if names.endswith(name)), P())
+        spec = next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
         return jax.device_put(array.astype(dtype), NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(put, params)

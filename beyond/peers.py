@@ -74,9 +74,9 @@ def hugging_face_model(folder):
                                        **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
     ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
     for path, array in train.jax.tree_util.tree_flatten_with_path(params)[0]:
-        *names, last = [str(getattr(key, "key", getattr(key, "idx", None))) for key in path]
-        names = ["h" if name == "blocks" else name for name in names] + [ends[last]] if names else [last, "weight"]
-        state[".".join(["transformer", *names])] = torch.from_numpy(np.array(array))
+        name, _, last = train.jax.tree_util.keystr(path, simple=True, separator=".").rpartition(".")
+        name = f"{name.replace('blocks.', 'h.')}.{ends[last]}" if name else f"{last}.weight"
+        state[f"transformer.{name}"] = torch.from_numpy(np.array(array))
     state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, strict=False)
     return model

@@ -284,9 +284,8 @@ def save_model(params, hparams, folder):
         tf1 = tf.compat.v1
         with tf.Graph().as_default(), tf1.Session() as session:
             for path, array in jax.tree_util.tree_flatten_with_path(params)[0]:
-                names = [str(getattr(key, "key", getattr(key, "idx", None))) for key in path]
-                array = np.asarray(array)[None] if names[-1] == "w" else np.asarray(array)
-                name = "/".join(["model", *names]).replace("blocks/", "h")
+                name = "model/" + jax.tree_util.keystr(path, simple=True, separator="/").replace("blocks/", "h")
+                array = np.asarray(array)[None] if name.endswith("/w") else np.asarray(array)
                 first = tf1.placeholder(tf.float32, array.shape)
                 session.run(tf1.get_variable(name, initializer=first, use_resource=False).initializer, {first: array})
             tf1.train.Saver(save_relative_paths=True).save(session, os.path.join(part, "model.ckpt"))
