@@ -64,8 +64,11 @@ class Encoder:
 
     def __init__(self, encoder, bpe_merges, errors="replace"):
         """errors: what decode does with bytes that are not UTF-8, as in bytes.decode ("surrogateescape" keeps them)."""
-        self.encoder, self._merges, self.errors = encoder, bpe_merges, errors
+        self.encoder, self._merges, self.errors = encoder, list(bpe_merges), errors
         self.bpe = lru_cache(2**16)(self.bpe)  # text repeats its words
+
+    def __reduce__(self):  # to pickle and copy all but the cache
+        return Encoder, (self.encoder, self._merges, self.errors)
 
     @cached_property
     def decoder(self):
@@ -73,13 +76,15 @@ class Encoder:
 
     @cached_property
     def bpe_ranks(self):  # {pair: rank}, made when the first word comes that is not a token itself
-        return {pair: rank for rank, pair in enumerate(map(tuple, self._merges))}
+        pairs = (merge.split() if isinstance(merge, str) else merge for merge in self._merges)
+        return {tuple(pair): rank for rank, pair in enumerate(pairs)}
 
     def encode(self, text):
         """The token ids of a text, a list of int. The text of a special token, <|endoftext|>, is text like any other.
 
         Lone surrogates from U+DC80 to U+DCFF are the bytes that Python could not decode (PEP 383) and become those
         bytes again; any other lone surrogate becomes U+FFFD, and a pair of two the character that it spells.
+        Raises ValueError for a byte that the vocabulary lacks.
         """
         try:
             text.encode("utf-8", "surrogateescape")
@@ -101,7 +106,11 @@ class Encoder:
         symbols = "".join([BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "surrogateescape")])
         if symbols in self.encoder:
             return (self.encoder[symbols],)
-        return tuple([self.encoder[symbol] for symbol in self.merge(symbols)])
+        try:
+            return tuple([self.encoder[symbol] for symbol in self.merge(symbols)])
+        except KeyError as error:
+            data = bytes([CHAR_TO_BYTE[char] for char in error.args[0]]).hex(" ")
+            raise ValueError(f"the vocabulary has no token for the bytes {data} of {word!r}") from None
 
     def merge(self, symbols):
         """The tokens of a word: neighbours are joined, lowest rank first, while any pair of them has a rank.
@@ -126,9 +135,36 @@ class Encoder:
 
 
 def get_encoder(model_name, models_dir):
-    """The Encoder of models_dir/model_name, from its encoder.json and vocab.bpe (a version line, then the merges)."""
+    """The Encoder of models_dir/model_name, from its encoder.json and vocab.bpe (a version line, then the merges).
+
+    Raises ValueError unless they are a vocabulary: the tokens, in the byte alphabet, have the ids from 0 up, one each,
+    and the merges make them.
+    """
     with open(os.path.join(models_dir, model_name, "encoder.json"), encoding="utf-8") as file:
         encoder = json.load(file)
     with open(os.path.join(models_dir, model_name, "vocab.bpe"), encoding="utf-8") as file:
-        bpe_merges = map(str.split, file.read().splitlines()[1:])
-    return Encoder(encoder, bpe_merges)
+        merges = file.read().split("\n")[1:]
+    check_vocabulary(encoder, merges)
+    return Encoder(encoder, merges[:-1])
+
+
+def check_vocabulary(encoder, merges):  # {token: id}, lines
+    if not isinstance(encoder, dict) or not encoder or set(map(type, encoder.values())) != {int}:
+        raise ValueError("encoder.json must be a JSON object with a whole number, its id, for each token")
+    if missing := set(range(len(encoder))).difference(encoder.values()):
+        raise ValueError(f"the {len(encoder)} tokens of encoder.json must have the ids from 0 to {len(encoder) - 1}, "
+                         f"but the id {min(missing)} has no token")
+    if strange := set("".join(encoder)).difference(CHAR_TO_BYTE):
+        raise ValueError(f"a token of encoder.json has {min(strange)!r}, which is not one of the 256 bytes' characters")
+    if merges[-1:] != [""]:
+        raise ValueError("the last line of vocab.bpe has no end: the file was cut short")
+    if strange := [line for line in merges[:-1] if line.count(" ") != 1]:
+        raise ValueError(f"vocab.bpe has the line {strange[0]!r}, which is not two tokens")
+    made = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[:len(merges) - 1])
+    # tokens that no merge makes are special ones, which are not a word; a few others may have been added or renamed
+    lost = [token for token in set(encoder).difference(made) if len(token) > 1]
+    lost = [token for token in lost if len(WORDS.findall(bytes(map(CHAR_TO_BYTE.get, token)).decode("latin-1"))) == 1]
+    for tokens, what in (lost, "vocab.bpe lacks the merges of"), (made.difference(encoder), "encoder.json lacks"):
+        if len(tokens) > 1 + len(made) // 10:
+            raise ValueError(f"{what} {len(tokens)} tokens, {min(tokens)!r} for one: one of the two files is another "
+                             f"model's, or was cut short")

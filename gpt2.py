@@ -84,9 +84,11 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, n_head):  # [n_seq] -> [n_seq, n_vocab]
 
 
 def sample(logits, temperature, top_k, top_p, rng):  # [n_vocab] -> int
+    if np.isnan(logits).any():
+        raise ValueError("the logits are not numbers: the model's weights are damaged")
     if temperature == 0:
         return int(np.argmax(logits))
-    logits = (logits.astype(np.float64) - logits.max()) / temperature
+    logits = (logits.astype(np.float64) - logits.max()) / max(temperature, 1e-200)  # less would overflow
     if top_k is not None:  # only the k most probable tokens, and any that equal the last of them
         logits[logits < np.sort(logits)[-min(top_k, len(logits))]] = -np.inf
     probs = softmax(logits)
@@ -120,27 +122,26 @@ def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models",
          temperature=0, top_k: int = None, top_p: float = None, seed: int = None):
-    """Continues a text with GPT-2 and prints the continuation: gpt2.py "PROMPT" --FLAG=VALUE ...
+    """Continues a text with GPT-2 and prints the continuation.
 
     Args:
         prompt: The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file;
             "" begins from nothing. If it begins with a dash, write --prompt="- like this".
-        n_tokens_to_generate: How many tokens to add, from 0 on; with the prompt at most n_ctx (1024).
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB) or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside this program.
-        temperature: From 0 on. 0 always takes the most probable token; from there chance has more and more of a say.
-        top_k: From 1 on: at a temperature, draws from the k most probable tokens only. By default from all.
-        top_p: From 0 to 1: likewise, from the fewest tokens that reach this probability together. By default from all.
-        seed: From 0 on: likewise, the same seed gives the same text. By default another text each time.
+        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
+        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
+        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
+        seed: Likewise, the same seed, 0 or more, gives the same text. By default another text each time.
     """
-    from utils import check_options, load_encoder_hparams_and_params, read_prompt
+    from utils import check_options, encode_prompt, load_encoder_hparams_and_params, read_prompt
 
     options = n_tokens_to_generate, temperature, top_k, top_p, seed
     check_options(*options)
     prompt = read_prompt(prompt)
     encoder, hparams, params = load_encoder_hparams_and_params(model_size, models_dir)
-    end_of_text = encoder.encoder.get("<|endoftext|>")
-    inputs = encoder.encode(prompt) or [end_of_text]  # it stood between the documents of the training text
+    inputs, end_of_text = encode_prompt(encoder, prompt), encoder.encoder.get("<|endoftext|>")
     return encoder.decode(generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
 
 

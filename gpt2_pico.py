@@ -1,7 +1,7 @@
-"""GPT-2, greedy, no cache: for each new token the model runs again over all that stands before it."""
+"""GPT-2, greedy, no cache: for each new token the model runs again over all that comes before it."""
 
 import numpy as np
-from utils import check_inputs, load_encoder_hparams_and_params, read_prompt, run
+from utils import check_inputs, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
 
 
 def softmax(x):
@@ -47,12 +47,12 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
     Args:
         prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, from 0 on; with the prompt at most n_ctx (1024).
+        n_tokens_to_generate: How many tokens to add, from 0 up; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside this program."""
     prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)
-    end = encoder.encoder["<|endoftext|>"]
-    ids = generate(encoder.encode(prompt) or [end], params, hparams["n_head"], n_tokens_to_generate)
+    end = encoder.encoder.get("<|endoftext|>")
+    ids = generate(encode_prompt(encoder, prompt), params, hparams["n_head"], n_tokens_to_generate)
     return encoder.decode(ids[:ids.index(end)] if end in ids else ids)
 
 

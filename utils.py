@@ -1,20 +1,23 @@
 """From the name of a model to (encoder, hparams, params): download, check and load a checkpoint.
 
 A model is a folder, models/NAME, with the seven files of OpenAI's releases. Three of them matter most here:
-hparams.json gives the sizes, model.ckpt.data-00000-of-00001 the numbers, model.ckpt.index the place of each tensor
-among them. In OpenAI's files the tensors lie sorted by name, float32, back to back: all of the data file is mapped
-into memory as it is and cut into arrays, which takes a millisecond and reads only what the model then touches.
+hparams.json gives the sizes, model.ckpt.data-00000-of-00001 the numbers, model.ckpt.index the name, type, shape and
+place of each tensor among them. Float32 tensors in one file, as OpenAI's are, need no copy: the file is mapped into
+memory and cut into arrays, which takes a millisecond and reads only what the model then touches.
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
+import inspect
 import io
-import itertools
 import json
 import math
 import os
+import re
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -109,6 +112,8 @@ def _locked(folder):
         except BlockingIOError:
             print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without such locks
+            pass
         yield
     finally:
         os.close(handle)
@@ -127,6 +132,10 @@ def _fetch(url, part):
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 tries = 1 if file.tell() > longest else tries + 1
                 longest = max(longest, file.tell())
+                refused = getattr(getattr(error.args[0] if error.args else None, "reason", None), "__cause__", None)
+                if tries == 2 and bar.total is None and isinstance(refused, OSError):  # there never was a connection
+                    raise OSError(f"cannot fetch {url}: {refused.strerror}; check the network and GPT2_MODELS_URL, or "
+                                  f"take --model_size=shakespeare, which comes with this program") from None
                 if tries == TRIES:
                     raise OSError(f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
                                   f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL") from None
@@ -175,6 +184,8 @@ def _fetch_rest(url, file, bar):
 def load_encoder_hparams_and_params(model_size, models_dir):
     """(encoder, hparams, params) of models_dir/model_size; if it is one of OpenAI's, what is missing is downloaded.
 
+    Where the checkpoint has more rows in wte than there are tokens, as those padded to a multiple of 64 have, the rest
+    is left out and n_vocab is the number of tokens: an id without a token can never be chosen.
     Raises ValueError or OSError: no such model, a file that is missing or damaged, a download that failed.
     """
     model_size, model_dir = str(model_size), folder_of(model_size, models_dir)
@@ -207,7 +218,7 @@ def _load(model_dir, whole_vocabulary=False):
         with open(os.path.join(model_dir, "hparams.json"), encoding="utf-8") as file:
             hparams = json.load(file)
         encoder = get_encoder(os.path.basename(model_dir), os.path.dirname(model_dir))
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or not a vocabulary
         raise ValueError(f"hparams.json, encoder.json or vocab.bpe in {model_dir} is damaged: {error}") from None
     sizes = [hparams.get(name) for name in HPARAMS] if isinstance(hparams, dict) else [None]
     if not all(type(size) is int and size > 0 for size in sizes) or hparams["n_embd"] % hparams["n_head"]:
@@ -219,7 +230,8 @@ def _load(model_dir, whole_vocabulary=False):
         with open(os.path.join(model_dir, "vocab.bpe"), "rb") as file:
             if file.read().count(b"\n") != hparams["n_vocab"] - 256:
                 raise ValueError(f"{model_dir}/vocab.bpe is damaged: it has not {hparams['n_vocab'] - 256} lines")
-    return encoder, hparams, load_gpt2_params_from_tf_ckpt(os.path.join(model_dir, "model.ckpt"), hparams)
+    params = load_gpt2_params_from_tf_ckpt(os.path.join(model_dir, "model.ckpt"), hparams)
+    return encoder, {**hparams, "n_vocab": n}, {**params, "wte": params["wte"][:n]}
 
 
 def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
@@ -230,10 +242,15 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
                    attn: c_attn {w [n_embd, 3 * n_embd], b}, c_proj {w [n_embd, n_embd], b}
                    mlp: c_fc {w [n_embd, 4 * n_embd], b}, c_proj {w [4 * n_embd, n_embd], b}
 
-    tf_ckpt_path is the path up to ".index". OpenAI's layout is mapped: writing to an array changes memory, not the
-    file. Any other goes through TensorFlow. Raises ValueError or OSError for a checkpoint that is not whole.
+    tf_ckpt_path is the path up to ".index". Float32 in one data file is mapped: writing to an array changes memory, not
+    the file. What has another type or several files goes through TensorFlow. Raises ValueError or OSError for a
+    checkpoint that is not whole or does not fit hparams.
     """
     n_vocab, n_ctx, n_embd, _, n_layer = [hparams[name] for name in HPARAMS]
+    n_shards, index = _read_index(tf_ckpt_path + ".index")
+    if f"model/h{n_layer - 1}/ln_1/g" not in index:  # before a list is made of millions
+        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: it has no model/h{n_layer - 1}/ln_1/g, which "
+                         f"n_layer={n_layer} takes")
     shapes = {"wte": [n_vocab, n_embd], "wpe": [n_ctx, n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
     layers = {"attn/c_attn": (1, 3), "attn/c_proj": (1, 1), "mlp/c_fc": (1, 4), "mlp/c_proj": (4, 1)}
     for i in range(n_layer):
@@ -241,10 +258,17 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
             shapes[f"h{i}/{name}/w"], shapes[f"h{i}/{name}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
         for name in "ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b":
             shapes[f"h{i}/{name}"] = [n_embd]
+    for name, shape in shapes.items():
+        dtype, found, *_ = index.get(f"model/{name}", (None, "missing"))
+        if found not in (shape, [1, *shape]):  # OpenAI's w has the shape [1, n_in, n_out]
+            raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {name} {found} instead of {shape}")
+        if dtype not in FLOATS:
+            raise ValueError(f"{tf_ckpt_path} has numbers of another kind (DataType {dtype}) in {name}: they must be "
+                             f"{', '.join(FLOATS.values())}")
 
     params = {"blocks": [{} for _ in range(n_layer)]}
-    arrays = _map(tf_ckpt_path, shapes) or _read_with_tensorflow(tf_ckpt_path, shapes)
-    for name, array in arrays.items():
+    arrays = _map(tf_ckpt_path, shapes, index) if n_shards == 1 else None
+    for name, array in (arrays or _read_with_tensorflow(tf_ckpt_path, shapes)).items():
         *folders, last = name.split("/")  # h3/attn/c_attn/w becomes params["blocks"][3]["attn"]["c_attn"]["w"]
         node = params["blocks"][int(folders.pop(0)[1:])] if folders and folders[0] != "ln_f" else params
         for folder in folders:
@@ -253,35 +277,104 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
     return params
 
 
-def _map(tf_ckpt_path, shapes):
-    """The arrays {name: array} cut from the mapped data file, or None if its layout is not OpenAI's.
+FLOATS = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # TensorFlow's numbers for types, types.proto
 
-    The index has an entry for each tensor, sorted by name: a protocol buffer that ends in "\x20 offset \x28 length
-    \x35 checksum" (an offset of 0 is left out). In OpenAI's layout we know each offset and length beforehand.
+
+def _read_index(path):
+    """(number of data files, {tensor: (type, shape, offset, length, sliced)}) from a checkpoint's index.
+
+    The file is a table of LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md): blocks with the
+    names in order and, for each, a protocol buffer (TensorFlow's tensor_bundle.proto); a block that says where those
+    are; and 48 bytes that say where that one is. Raises ValueError for anything else.
     """
-    with open(tf_ckpt_path + ".index", "rb") as file:
-        index = file.read()
-    names = sorted(shapes, key=lambda name: f"model/{name}")  # h10 stands before h2
-    lengths = [4 * math.prod(shapes[name]) for name in names]
-    offsets = [0, *itertools.accumulate(lengths)]
-    at = 0
-    for offset, length in zip(offsets, lengths):
-        entry = (b"\x20" + _varint(offset) if offset else b"") + b"\x28" + _varint(length) + b"\x35"
-        if (at := index.find(entry, at) + 1) == 0:
-            return None
+    with open(path, "rb") as file:
+        table = file.read()
+
+    def block(handle):  # a handle: offset and size
+        offset, at = _varint(handle, 0)
+        size, _ = _varint(handle, at)
+        end = offset + size + 1  # a byte follows that says if the block is compressed, and a checksum
+        if table[end - 1] or _crc32c(table[offset:end]) != int.from_bytes(table[end:end + 4], "little"):
+            raise ValueError
+        return _entries(table[offset:end - 1])
+
+    found, n_shards = {}, 1
+    try:
+        _, at = _varint(table[-48:], 0)  # the first of two handles is of no interest here
+        _, at = _varint(table[-48:], at)
+        for _, handle in block(table[-48 + at:]):
+            for name, value in block(handle):
+                entry = _fields(value)
+                if name == b"":
+                    n_shards = entry[1]
+                else:
+                    sizes = [_fields(size).get(1, 0) for size in _fields(entry.get(2, b""), repeated=True).get(2, [])]
+                    found[name.decode()] = entry.get(1), sizes, entry.get(4, 0), entry.get(5, 0), 7 in entry
+    except (IndexError, KeyError, ValueError, TypeError, AttributeError):
+        raise ValueError(f"{path} is damaged: it is not the index of a checkpoint") from None
+    return n_shards, found
+
+
+def _crc32c(data):
+    """The checksum of a block: CRC-32C, and turned and moved as LevelDB does, since it may be a part of what it checks."""
+    crc = 2**32 - 1
+    for byte in data:
+        crc = crc >> 8 ^ _CRC[(crc ^ byte) & 255]
+    crc ^= 2**32 - 1
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
+
+
+_CRC = list(range(256))
+for _ in range(8):
+    _CRC = [value >> 1 ^ (value & 1) * 0x82F63B78 for value in _CRC]
+
+
+def _varint(data, at):
+    """(the whole number that begins at a byte, where the next one begins): seven bits a byte, the low ones first."""
+    end = at
+    while data[end] > 127:  # a high bit if more follow
+        end += 1
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end + 1])), end + 1
+
+
+def _entries(block):
+    """Yields (key, value); a key is written as how many bytes it shares with the one before it, and the others."""
+    key, at, end = b"", 0, len(block) - 4 * (1 + int.from_bytes(block[-4:], "little"))
+    while at < end:
+        shared, at = _varint(block, at)
+        n_own, at = _varint(block, at)
+        length, at = _varint(block, at)
+        key, at = key[:shared] + block[at:at + n_own], at + n_own
+        yield key, block[at:at + length]
+        at += length
+
+
+def _fields(message, repeated=False):
+    """{number: value} of a protocol buffer, or {number: [values]}; a value is a whole number or bytes."""
+    found, at = {}, 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        if tag & 7 == 0:
+            value, at = _varint(message, at)
+        else:  # 32 bits, or as many bytes as it says
+            n, at = (4, at) if tag & 7 == 5 else _varint(message, at)
+            value, at = message[at:at + n], at + n
+        found.setdefault(tag >> 3, []).append(value)
+    return found if repeated else {number: values[-1] for number, values in found.items()}
+
+
+def _map(tf_ckpt_path, shapes, index):
+    """The arrays {name: array} cut from the mapped data file, or None if some are not plain float32 there."""
+    entries = {name: index[f"model/{name}"] for name in shapes}
+    if any(dtype != 1 or offset % 4 or sliced for dtype, _, offset, _, sliced in entries.values()):
+        return None
     path = f"{tf_ckpt_path}.data-00000-of-00001"
-    size = os.path.getsize(path)
-    if size < offsets[-1]:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors take {offsets[-1]:,}")
-    if size > offsets[-1]:
-        return None  # there are more tensors, an optimizer's say
-    data = np.asarray(np.memmap(path, np.float32, "c"))
-    return {name: data[o // 4:(o + n) // 4].reshape(shapes[name]) for name, o, n in zip(names, offsets, lengths)}
-
-
-def _varint(n):
-    """A whole number as protocol buffers write it: seven bits a byte, the low ones first, a high bit if more follow."""
-    return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + _varint(n // 128)
+    size, needed = os.path.getsize(path), max(offset + length for _, _, offset, length, _ in index.values())
+    if size != needed or any(length != 4 * math.prod(shapes[name]) for name, (*_, length, _) in entries.items()):
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors take {needed:,}")
+    data = np.asarray(np.memmap(path, np.uint8, "c"))
+    return {name: data[offset:offset + length].view(np.float32).reshape(shapes[name])
+            for name, (_, _, offset, length, _) in entries.items()}
 
 
 def _read_with_tensorflow(tf_ckpt_path, shapes):
@@ -289,20 +382,20 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
         try:
             import tensorflow as tf
         except ImportError:
-            raise ValueError(f"{tf_ckpt_path} is not in the layout of OpenAI's models, and only TensorFlow can read "
-                             f"it: pip install tensorflow") from None
+            raise ValueError(f"{tf_ckpt_path} is not float32 in one file, as OpenAI's models are, and only TensorFlow "
+                             f"can read it: pip install tensorflow") from None
+    folder, prefix = os.path.split(os.path.abspath(tf_ckpt_path))
     arrays = {}
     try:
-        reader = tf.train.load_checkpoint(tf_ckpt_path)
-        for name, shape in shapes.items():
-            arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32)
-            if arrays[name].ndim == len(shape) + 1:  # OpenAI's w has the shape [1, n_in, n_out]
-                arrays[name] = arrays[name].squeeze(0)
+        with tempfile.TemporaryDirectory() as work:  # TensorFlow takes a name with [ or * for a pattern
+            for name in os.listdir(folder):
+                if name.startswith(f"{prefix}."):
+                    os.symlink(os.path.join(folder, name), os.path.join(work, f"model{name[len(prefix):]}"))
+            reader = tf.train.load_checkpoint(os.path.join(work, "model"))
+            for name, shape in shapes.items():
+                arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32).reshape(shape)
     except Exception as error:  # its reader raises many kinds, for a file that is cut short even IndexError
-        raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {error}") from None
-    for name, shape in shapes.items():
-        if (found := list(arrays[name].shape)) != shape:
-            raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {name} {found} instead of {shape}")
+        raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {str(error).splitlines()[0]}") from None
     return arrays
 
 
@@ -323,55 +416,82 @@ def silent_stderr():
 # --- the command line ---
 
 
-def check(name, value, kind, low, high, hint):
-    """Raises ValueError unless the value is of a kind, a type or a tuple of types, and from low to high."""
-    if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be {hint}")
+def check(name, value, low, high=math.inf, hint=""):
+    """Raises ValueError unless the value is a number from low to high, a whole one if low is an int."""
+    kinds, kind = ((int, np.integer), "whole number") if type(low) is int else ((int, float, np.number), "number")
+    if not isinstance(value, kinds) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
+        limits = f"from {low:g} up" if high in (math.inf, sys.float_info.max) else f"from {low:g} to {high:g}"
+        limits = f"from {low} to {high}" if type(high) is int else limits
+        raise ValueError(f"{name}={_short(value)} must be a {kind} {limits}{hint and '; ' + hint}")
 
 
 def check_name(model_size):
     """Raises ValueError unless model_size can be the name of a folder."""
     if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
-        raise ValueError(f"model_size={model_size!r} must be the name of a model alone; a path goes into models_dir")
+        folder, name = os.path.split(os.path.abspath(model_size))
+        way_out = f"; write --models_dir={folder} --model_size={name}" if os.path.isdir(model_size) else ""
+        raise ValueError(f"model_size={_short(model_size)} must be the name of a model alone; a path goes into "
+                         f"models_dir{way_out}")
 
 
 def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
     """Raises ValueError for an option of generate that is out of range, naming the range."""
-    whole, real = (int, np.integer), (int, float, np.integer, np.floating)
-    check("n_tokens_to_generate", n_tokens_to_generate, whole, 0, math.inf,
-          "a whole number from 0 on (a prompt of several words needs quotes)")
-    check("temperature", temperature, real, 0, sys.float_info.max,
-          "a number from 0 on; 0 always takes the most probable token")
+    check("n_tokens_to_generate", n_tokens_to_generate, 0, hint="a prompt of several words needs quotes")
+    check("temperature", temperature, 0.0, sys.float_info.max, "0 always takes the most probable token")
     if top_k is not None:
-        check("top_k", top_k, whole, 1, math.inf, "a whole number from 1 on; leave it out to keep all tokens")
+        check("top_k", top_k, 1, hint="leave it out to keep all tokens")
     if top_p is not None:
-        check("top_p", top_p, real, 0, 1, "a number from 0 to 1; leave it out to keep all tokens")
+        check("top_p", top_p, 0.0, 1.0, "leave it out to keep all tokens")
     if seed is not None:
-        check("seed", seed, whole, 0, math.inf, "a whole number from 0 on; leave it out for another text each time")
+        check("seed", seed, 0, hint="leave it out for another text each time")
 
 
 def check_inputs(inputs, params, n_tokens_to_generate, *options):
     """Raises ValueError as check_options does, and unless inputs are ids that leave the new ones room in n_ctx."""
     check_options(n_tokens_to_generate, *options)
     (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
-    if n + n_tokens_to_generate > n_ctx:
-        way_out = f"ask for at most {n_ctx - n}" if n <= n_ctx else f"shorten the prompt by at least {n - n_ctx}"
-        raise ValueError(f"a prompt of {n} tokens and n_tokens_to_generate={n_tokens_to_generate} make "
-                         f"{n + n_tokens_to_generate}, but the model's context is {n_ctx}: {way_out}")
+    if (total := n + n_tokens_to_generate) > n_ctx:
+        way_out = f"ask for at most {n_ctx - n}" if n < n_ctx else f"shorten the prompt by at least {total - n_ctx}"
+        raise ValueError(f"a prompt of {n} tokens and n_tokens_to_generate={_short(n_tokens_to_generate)} make "
+                         f"{_short(total)}, but the model's context is {n_ctx}: {way_out}")
     if n == 0 or not all(isinstance(id, (int, np.integer)) and 0 <= id < n_vocab for id in inputs):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
 
-def read_prompt(prompt):
-    """The prompt itself; for "-", or for none where the standard input is no terminal, what stands there.
+def _short(value):
+    """A value as an error shows it: the whole of it, unless that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
-    A last line's end is cut off, as a shell does in $(...). Bytes that are not UTF-8 become lone surrogates.
+
+def read_prompt(prompt):
+    """The prompt itself; for "-", or for none where the standard input is no terminal, what is there.
+
+    A last line's end is cut off, as a shell does in $(...), and so is the byte-order mark that some editors put first.
+    Bytes that are not UTF-8 become lone surrogates.
     """
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError('no prompt: give a text in quotes, - to read the standard input, or "" to begin from nothing')
     if prompt not in (None, "-"):
         return str(prompt)
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+    if sys.stdin is None:
+        raise ValueError("the standard input is closed, so there is no prompt: give a text in quotes")
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
+
+
+def encode_prompt(encoder, prompt):
+    """The ids of a prompt, one or more: an empty one begins where the documents of the training text did.
+
+    Raises ValueError for an empty prompt if the vocabulary has no <|endoftext|>, which separated them.
+    """
+    ids = encoder.encode(prompt) or [encoder.encoder.get("<|endoftext|>")]
+    if ids == [None]:
+        raise ValueError("the prompt is empty, and the vocabulary has no <|endoftext|> to begin with: give a text")
+    return ids
 
 
 def run(main, *text):
@@ -381,37 +501,74 @@ def run(main, *text):
     MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
     text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0.
     """
+    for fd in 0, 1, 2:  # if one is closed, the next file that is opened would take its place, and what is printed
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
+        if sys.version_info < (3, 10):
+            raise ValueError(f"this is Python {sys.version.split()[0]}, and PicoGPT needs Python 3.10 or newer")
         if isinstance(main, dict):
             word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
+            if word in ("-h", "--help"):
+                print(*(f"{_usage(main[word], word)}\n    {inspect.getdoc(main[word]).splitlines()[0]}\n" for word in main),
+                      "--help after the word tells more.", sep="\n")
+                return
             if word not in main:
                 raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see {[*main][0]} --help")
-            main = main[word]
-        arguments = _parse(main, text)
-        if arguments is not None:
-            if sys.stdout is None:
-                raise OSError("the standard output is closed, so there is nowhere to print to")
-            sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
-            result = main(*arguments[0], **arguments[1])
-            if result is not None:
-                print(result, flush=True)
+            sys.argv[0], main = f"{sys.argv[0]} {word}", main[word]
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(_help(main))
+            return
+        args, kwargs = _parse(main, text)
+        if sys.stdout is None:
+            raise OSError("the standard output is closed, so there is nowhere to print to")
+        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
+        with np.errstate(all="ignore"):  # where a number leaves float32, the result says so, or an error does
+            result = main(*args, **kwargs)
+        if result is not None:
+            print(result, flush=True)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
         sys.exit(141)
-    except (ValueError, OSError, MemoryError) as error:
-        message = getattr(error, "strerror", None) or str(error) or "out of memory"
-        if getattr(error, "filename", None):
-            message += f": {error.filename}"
-        print("error:", " ".join(message.split()), file=sys.stderr)
-        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory: take a smaller model, or less at once")
+    except (ValueError, OSError) as error:
+        message = getattr(error, "strerror", None) or str(error)
+        _fail(message + (f": {error.filename}" if getattr(error, "filename", None) else ""))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # how JAX says it
+            raise
+        _fail("out of memory: take a smaller model, or less at once")
+
+
+def _fail(message):
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(1)
 
 
 def _parse(main, text):
-    """(args, kwargs) for main from sys.argv by fire, or None after --help. Raises ValueError."""
+    """(args, kwargs) for main from sys.argv by fire. Raises ValueError, which names what was probably meant."""
     import fire
 
+    parameters = inspect.signature(main).parameters
+    for arg, following in zip(sys.argv[1:], [*sys.argv[2:], "--"]):
+        if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
+            continue
+        name = found[1].replace("-", "_")
+        meant = [one for one in parameters if one.startswith(name)] or [one for one in parameters if name in one]
+        meant = meant or difflib.get_close_matches(name, parameters, 3, 0.5)
+        if name in parameters or isinstance(getattr(parameters.get(name[2:]), "default", None), bool):  # --noFLAG
+            meant = [name]
+        elif arg[1] == "-" or len(meant) != 1:  # fire takes one letter where it can mean but one flag
+            hint = f"did you mean {' or '.join(f'--{one}' for one in meant)}? " if meant else ""
+            raise ValueError(f"there is no flag {_short(arg)[1:-1]}: {hint}see --help")
+        if meant[0] in text and not found[2] and re.match(r"--|-[a-zA-Z](=|$)", following):
+            raise ValueError(f"--{meant[0]} needs a value: --{meant[0]}=VALUE")
     calls, said = [], io.StringIO()
 
     @functools.wraps(main)
@@ -420,12 +577,34 @@ def _parse(main, text):
 
     try:
         with contextlib.redirect_stderr(said):
-            if {"-h", "--help"} & set(sys.argv[1:]):
-                fire.Fire(main, ["--help"], os.path.basename(sys.argv[0]))
             # fire's separator is "-", which here is a prompt
             fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*sys.argv[1:], "--", "--separator=\0"])
-    except SystemExit as exit:
-        if exit.code != 0:
-            raise ValueError(f"{said.getvalue().splitlines()[0].removeprefix('ERROR: ')}; see --help") from None
-        print(said.getvalue().partition("\n\n")[2])  # without fire's first line, about itself
-    return calls[0] if calls else None
+    except SystemExit:
+        said = said.getvalue().splitlines()[0].removeprefix("ERROR: ")
+        if said.startswith("Could not consume arg: "):
+            said = f"there is one argument too many, {said.partition(': ')[2]}: a text of several words needs quotes"
+        elif "required argument" in said:
+            said = f"{' and '.join(re.findall(r'[a-z_]+', said.partition(': ')[2]))} is missing"
+        raise ValueError(f"{said}; see --help") from None
+    return calls[0]
+
+
+def _usage(main, *words):
+    """The command as one can type it, with the arguments that it needs."""
+    spec, path = getattr(sys.modules["__main__"], "__spec__", None), sys.argv[0]
+    program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
+    if spec and " " in path:  # the word that chose main
+        program += path[path.rindex(" "):]
+    needed = [name.upper() for name, one in inspect.signature(main).parameters.items() if one.default is one.empty]
+    return " ".join([program, *words, *needed, "[--FLAG=VALUE ...]"])
+
+
+def _help(main):
+    """What --help prints: how to type the command, what it does, and each flag with its range and default."""
+    what, _, args = inspect.getdoc(main).partition("\nArgs:\n")
+    texts = dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))
+    lines = [_usage(main), "", what.strip(), ""]
+    for name, one in inspect.signature(main).parameters.items():
+        default = "Required." if one.default is one.empty else f"Default: {one.default!r}"
+        lines += [f"    --{name}={name.upper()}", f"        {default}", f"        {' '.join(texts.get(name, '').split())}"]
+    return "\n".join(lines)

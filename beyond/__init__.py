@@ -9,15 +9,19 @@ gpt2 itself stays as it is, so that many variants live side by side, in threads 
 calls as gpt2.NAME; so a chapter over another model is a variant as well, and ideas go together in any order:
 
     both = variant(lookahead, gpt2=fast)
+
+A variant of a variant has the names of both.
 """
 
 import importlib.util
+import os
 
 
 def variant(module, **names):
     """A copy of the module, made from its file, in which these names mean something else. Takes two milliseconds."""
-    spec = importlib.util.spec_from_file_location(f"{module.__name__}_with_{'_'.join(names)}", module.__file__)
+    names = {**getattr(module, "_names", {}), **names}
+    spec = importlib.util.spec_from_file_location(f"{os.path.basename(module.__file__)[:-3]}_with_{'_'.join(names)}", module.__file__)
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
-    vars(copy).update(names)
+    vars(copy).update(names, _names=names)
     return copy

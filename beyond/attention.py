@@ -6,8 +6,8 @@ writes one page, for a browser, that needs no network, and prints
 
     page.html: 11 tokens, 30,678 bytes
 
-Redefined are attention, which here remembers its weights, and transformer_block, which remembers its output. All else
-is gpt2.hidden_states as it stands, so the page shows the very numbers that make the logits. What a block gives is not
+Redefined is attention, which here keeps its weights; look keeps what each block gives. All else is gpt2.py as it is, so
+the page shows the very numbers that make the logits. What a block gives is not
 yet meant for the projection; put through the last layer norm and wte all the same, it shows what the model would say if
 it ended there (the "logit lens", nostalgebraist 2020,
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
@@ -19,46 +19,41 @@ off there is right to 0.004. Only the lower triangle is kept, as no token looks 
 import base64
 import json
 import os
-from unittest.mock import patch
+import sys
 
 import numpy as np
 
 import gpt2
 import utils
+from beyond import files, variant
 from encoder import CHAR_TO_BYTE
 from gpt2 import layer_norm, softmax
 
-WEIGHTS, STATES, BLOCK = [], [], gpt2.transformer_block
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attention.html")
-
-
-def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
-    WEIGHTS.append(softmax((q / q.shape[-1] ** 0.5) @ k.swapaxes(-1, -2) + mask))
-    return WEIGHTS[-1] @ v
-
-
-def transformer_block(x, **kwargs):  # [n_seq, n_embd] -> [n_seq, n_embd]
-    STATES.append(BLOCK(x, **kwargs))
-    return STATES[-1]
+MARK = b"<!-- a page of beyond/attention.py -->"  # so that it is known again, and may be replaced
 
 
 def look(inputs, params, n_head):
     """(weights [n_layer, n_head, n_seq, n_seq], outputs of the blocks [n_layer, n_seq, n_embd]) of one pass."""
-    n, n_layer = len(inputs), len(params["blocks"])
-    WEIGHTS.clear()
-    STATES.clear()
-    with patch.multiple(gpt2, attention=attention, transformer_block=transformer_block):
-        gpt2.hidden_states(inputs, **params, n_head=n_head)
-    weights, n_blocks = np.zeros((n_layer, n_head, n, n), np.float32), len(WEIGHTS) // n_layer
-    for i, found in enumerate(WEIGHTS):  # of each layer one array for each block of queries
-        first = sum(array.shape[1] for array in WEIGHTS[i - i % n_blocks:i])
-        weights[i // n_blocks, :, first:first + found.shape[1], :found.shape[2]] = found
-    return weights, np.array(STATES)
+    kept, weights, states, n = [], [], [], len(inputs)
+
+    def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
+        kept.append(softmax((q / q.shape[-1] ** 0.5) @ k.swapaxes(-1, -2) + mask))
+        return kept[-1] @ v
+
+    model, x = variant(gpt2, attention=attention), params["wte"][inputs] + params["wpe"][:n]
+    for block in params["blocks"]:
+        x = model.transformer_block(x, **block, n_head=n_head)
+        states.append(x)
+        # the queries came in several calls, each with the keys that it sees
+        weights.append(np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, n - part.shape[2]))) for part in kept], axis=1))
+        kept.clear()
+    return np.array(weights), np.array(states)
 
 
 def next_tokens(states, params, n=10):
     """(ids, probabilities), each [n_layer, n_seq, n]: the most probable next tokens if a block were the last."""
-    ids, probs = [], []
+    ids, probs, n = [], [], min(n, len(params["wte"]))
     for x in states:  # one by one, as logits take much memory
         found = softmax(layer_norm(x, **params["ln_f"]) @ params["wte"].T)
         best = np.argpartition(-found, n - 1, axis=-1)[:, :n]  # to sort the whole vocabulary takes ten times as long
@@ -93,23 +88,23 @@ def page(inputs, encoder, params, n_head):
         return file.read().replace("{DATA}", json.dumps(data).replace("<", "\\u003c"))
 
 
-def main(prompt: str = None, out="attention.html", model_size="124M", models_dir="models"):
+def main(prompt: str = None, *, out="attention.html", model_size="124M", models_dir="models"):
     """Writes a page that shows what the model does with a prompt: attention of each head, next tokens at each block.
 
     Args:
-        prompt: As for gpt2.py.
+        prompt: The text to look at; - reads the standard input.
         out: The path of the page.
-        model_size: As for gpt2.py.
-        models_dir: As for gpt2.py.
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
     """
     prompt = utils.read_prompt(prompt)
+    files.check_file(out, lambda file: MARK in file.read(200))
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    inputs = encoder.encode(prompt) or [encoder.encoder.get("<|endoftext|>")]
+    inputs = utils.encode_prompt(encoder, prompt)
     utils.check_inputs(inputs, params, 0)
-    content = page(inputs, encoder, params, hparams["n_head"])
-    with open(f"{out}.part", "w", encoding="utf-8") as file:
-        file.write(content)
-    os.replace(f"{out}.part", out)
+    if (size := hparams["n_layer"] * hparams["n_head"] * len(inputs) ** 2 // 2 * 4 // 3) > 20e6:  # in base64
+        print(f"{len(inputs)} tokens make a page of {size / 1e6:.0f} MB, which a browser takes long to show", file=sys.stderr)
+    files.write_text(out, page(inputs, encoder, params, hparams["n_head"]))
     return f"{out}: {len(inputs)} tokens, {os.path.getsize(out):,} bytes"
 
 

@@ -14,11 +14,13 @@ one text in their rows, where here each row is a text: mha, transformer_block, h
 import collections
 import itertools
 import json
+import os
 
 import numpy as np
 
 import gpt2
 import utils
+from beyond import files
 from gpt2 import attention, ffn, layer_norm, linear, sample
 
 
@@ -96,83 +98,132 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
                         kv[:, i, :, :len(last.ids)] = kv[:, len(texts), :, :len(last.ids)]
 
 
+# --- the command: files, resuming, errors ---
+
+
 def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
          top_k: int = None, top_p: float = None, seed: int = None, batch_size=16):
     """Completes each line of a file. After a kill the same command goes on where it stopped.
 
+    Run again once it is done, it tries only the lines that failed, if they have been mended since, and what was added.
+    What it was made with is in OUT.settings; with other settings OUT is refused.
+
     Args:
-        prompts: The path of a UTF-8 file with a prompt a line.
-        out: The path of the file for the completions, a line of JSON each.
-        n_tokens_to_generate: As for gpt2.py.
-        model_size: As for gpt2.py.
-        models_dir: As for gpt2.py.
-        temperature: As for gpt2.py.
-        top_k: As for gpt2.py.
-        top_p: As for gpt2.py.
-        seed: From 0 on: line n, from 1 on, is what gpt2.py gives with the seed seed + n - 1.
-        batch_size: How many prompts at a time, from 1 on. Each needs memory for a cache of up to n_ctx tokens.
+        prompts: The path of a UTF-8 file with a prompt in each line; - reads the standard input. In a file that ends in
+            .jsonl a line is {"prompt": "..."}, and a prompt may have several lines.
+        out: The path of the file for the completions, a JSON object in each line.
+        n_tokens_to_generate: How many tokens to add to each, 0 or more; with the prompt at most n_ctx (1024).
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
+        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
+        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
+        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
+        seed: 0 or more: line n of the file is what gpt2.py gives with the seed seed + n - 1.
+        batch_size: How many prompts at a time, 1 to 4096. Each needs memory for a cache of up to n_ctx tokens.
     """
     from tqdm import tqdm
 
+    settings = {name: value for name, value in locals().items() if name not in ("prompts", "out", "batch_size", "tqdm")}
     options = temperature, top_k, top_p
     utils.check_options(n_tokens_to_generate, *options, seed)
-    utils.check("batch_size", batch_size, int, 1, 4096, "a whole number from 1 to 4096")
+    utils.check("batch_size", batch_size, 1, 4096)
+    files.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(99), prompts)
+    files.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    end_of_text, records, n_errors = encoder.encoder.get("<|endoftext|>"), collections.deque(), 0
-    with open(prompts, "rb") as lines, open(out, "ab+") as results:
-        n_done = keep_whole_lines(lines, results)
+    settings.update(model_size=files.model_digest(model_size, models_dir), models_dir=None)
+    end_of_text = encoder.encoder.get("<|endoftext|>")
 
-        def begin(line, number):  # -> (inputs, n_tokens_to_generate, seed)
-            own_seed, record = None if seed is None else seed + number, {}
-            records.append(record)
-            try:
-                record["prompt"] = text_of(line)
-                inputs = encoder.encode(record["prompt"]) or [end_of_text]
-                utils.check_inputs(inputs, params, n_tokens_to_generate)
-                return inputs, n_tokens_to_generate, own_seed
-            except ValueError as error:  # this line's own fault: the others go on
-                record["error"] = f"line {number + 1}: {error}"
-                return [], 0, own_seed
+    def begin(number, line):  # -> (record, (inputs, n_tokens_to_generate, seed))
+        own_seed, record = None if seed is None else seed + number, {}
+        try:
+            record["prompt"] = prompt_of(line, prompts)
+            inputs = utils.encode_prompt(encoder, record["prompt"])
+            utils.check_inputs(inputs, params, n_tokens_to_generate)
+            return record, (inputs, n_tokens_to_generate, own_seed)
+        except ValueError as error:  # this line's own fault: the others go on
+            return {**record, "error": f"line {number + 1}: {error}"}, ([], 0, own_seed)
 
-        begun = map(begin, lines, itertools.count(n_done))
-        found = generate(begun, params, hparams["n_head"], *options, end_of_text, batch_size)
-        for ids in tqdm(found, "completing", initial=n_done, unit=" prompts", disable=None):
+    def complete(lines, **bar):  # (number, line) -> yields records, in order
+        begun, records = itertools.starmap(begin, lines), collections.deque()
+        works = (records.append(record) or work for record, work in begun)
+        found = generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
+        for ids in tqdm(found, "completing", unit=" prompts", disable=None, **bar):
             record = records.popleft()
-            if "error" in record:
-                n_errors += 1
-            else:
-                record["completion"] = encoder.decode(ids)
-            results.write(json.dumps(record).encode() + b"\n")
+            yield record if "error" in record else {**record, "completion": encoder.decode(ids)}
+
+    with open(out, "ab+") as results:
+        files.lock(results)
+        lines = enumerate(files.read_lines(prompts))
+        kept, failed = whole_records(results, lines, out, prompts, settings)
+        again = dict(zip([number for number, _ in failed], complete(failed)))
+        if any("error" not in record for record in again.values()):  # they take their places all at once
+            files.write_whole(out, lambda part: write_records(part, [again.get(i, one) for i, one in enumerate(kept)]))
+            results.close()
+    n_done, errors = len(kept), [record["error"] for record in again.values() if "error" in record]
+    with open(out, "ab") as results:
+        files.lock(results)
+        for record in complete(lines, initial=n_done):
+            errors += [record["error"]] if "error" in record else []
+            results.write(to_line(record))
             results.flush()
             n_done += 1
-    return f"{out}: {n_done} lines" + f", {n_errors} of those written now with an error" * (n_errors > 0)
+    if errors and len(errors) == n_done:
+        raise ValueError(f"all lines of {prompts} failed: {errors[0]}")
+    return f"{out}: {n_done} lines" + f", {len(errors)} of those written now with an error" * bool(errors)
 
 
-def text_of(line):
-    """A line without its end. Raises ValueError if it is not UTF-8."""
-    return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+def prompt_of(line, path):
+    """The prompt in a line, bytes, of the file. Raises ValueError if there is none."""
+    if not str(path).endswith(".jsonl"):
+        return files.decode(line, "it")
+    try:
+        if isinstance(prompt := json.loads(line)["prompt"], str):
+            return prompt
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError('this must be JSON like {"prompt": "a text"}')
 
 
-def keep_whole_lines(lines, results):
-    """How many lines of results are whole: cuts off what stands behind them, and reads as many lines from lines.
+def to_line(record):
+    """A record as a line of JSON: UTF-8, and what cannot be, half a surrogate pair, escaped."""
+    return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
-    Raises ValueError if one of them does not belong to its prompt.
+
+def write_records(path, records):
+    with open(path, "wb") as file:
+        file.writelines(map(to_line, records))
+
+
+def whole_records(results, lines, out, prompts, settings):
+    """(records, failed) of an output that goes on: failed has the (number, line) that have an error instead.
+
+    Cuts off what a kill left of a last line. Takes the lines that it has read from lines. Raises ValueError, and changes
+    nothing, if the output was made with other settings or a record does not belong to its line.
     """
+    path, records, failed, n_bytes = f"{out}.settings", [], [], 0
     results.seek(0)
-    n_bytes = n = 0
     for result in results:
+        if not records:
+            files.same_work(out, files.read_text(path), settings)
         if not result.endswith(b"\n"):
             break
-        n, n_bytes, line = n + 1, n_bytes + len(result), lines.readline()
+        number, line = next(lines, (None, b""))
         try:
-            fits = line and ("prompt" not in json.loads(result) or json.loads(result)["prompt"] == text_of(line))
-        except (ValueError, TypeError):
-            fits = False
-        if not fits:
-            raise ValueError(f"{results.name} is there already, and its line {n} does not belong to line {n} of "
-                             f"{lines.name}: give another out, or remove it")
+            record = json.loads(result)
+            n_bytes += len(result)
+            if "error" in record:
+                failed.append((number, line))
+            elif record["prompt"] != prompt_of(line, prompts) or not isinstance(record["completion"], str):
+                raise ValueError
+            records.append(record)
+        except (ValueError, TypeError, KeyError):
+            number = None
+        if number is None:
+            raise ValueError(f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
+                             f"{prompts}: give another out, or remove it")
+    files.write_text(path, json.dumps(settings))
     results.truncate(n_bytes)
-    return n
+    return records, failed
 
 
 if __name__ == "__main__":

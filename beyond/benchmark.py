@@ -27,7 +27,7 @@ import numpy as np
 import gpt2
 import gpt2_pico
 import utils
-from beyond import batch, lookahead, train
+from beyond import batch, checkpoint, lookahead
 from beyond.peers import IDS, PEERS, load, medians
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -36,6 +36,10 @@ PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
 
 # --- the measurements ---
+
+
+def arrays(params):
+    return [array for _, array in checkpoint.tensors(params)]
 
 
 def measure_ours(params, n_head, quick={}, slow={}):
@@ -72,7 +76,7 @@ def measure_passes(params, n_head):
 
 def limits(params, bandwidth, rate):
     """{what: seconds} if nothing but bytes a second, to read the weights, or operations a second held us up."""
-    used = sum(array.size for array in train.jax.tree.leaves(params)) - params["wpe"].size  # of wpe one row a token
+    used = sum(array.size for array in arrays(params)) - params["wpe"].size  # of wpe one row a token
     token = 4 * used / bandwidth
     inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
     return {"decode 10": token, "decode 900": token, "prefill 10": max(token, 10 * inside),
@@ -198,7 +202,7 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
 
     hparams = dict(zip(utils.HPARAMS, (n_vocab, n_ctx, n_embd, n_head, n_layer)))
     for name, low in zip(utils.HPARAMS, (1024, 1024, 1, 1, 1)):
-        utils.check(name, hparams[name], int, low, 10 ** 7, f"a whole number from {low} on")
+        utils.check(name, hparams[name], low, 10 ** 7)
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
@@ -207,9 +211,9 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
     with tempfile.TemporaryDirectory() as work, tqdm(total=4 + len(PEERS) * peers, disable=None) as bar:
         folder = os.path.join(work, "random")
         shutil.copytree(os.path.join(ROOT, "models", "shakespeare"), folder)  # for its vocabulary
-        params = train.initial_params(**hparams)
+        params = checkpoint.initial_params(**hparams)
         params["wpe"] *= 0  # then greedy text soon goes round in circles, as that of a trained model does
-        train.save_model(params, hparams, folder)
+        checkpoint.save_model(params, hparams, folder)
         with open(os.path.join(folder, "encoder.json"), "r+", encoding="utf-8") as file:
             tokens = json.load(file)
             file.seek(0)
@@ -222,7 +226,7 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         note("passes")
         load_s = medians({"": lambda: load(folder)}, 5)[""]
         params = load(folder)[1]
-        n_bytes = sum(array.nbytes for array in train.jax.tree.leaves(params))
+        n_bytes = sum(array.nbytes for array in arrays(params))
         result["passes"] = measure_passes(params, n_head)
         before = result["passes"]["PicoGPT"]
         for name in PEERS if peers else ():

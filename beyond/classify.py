@@ -28,10 +28,9 @@ train printed, of the fifth of the lines that it held out:
 import collections
 import csv
 import functools
-import io
 import os
 import sys
-from unittest.mock import patch
+import time
 
 import jax
 import jax.numpy as jnp
@@ -39,24 +38,25 @@ import numpy as np
 
 import gpt2 as model
 import utils
-from beyond import finetune, tokenizer, train as training
-from gpt2 import hidden_states
+from beyond import checkpoint, files, variant
+from beyond.fit import (adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell)
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, cls_head, n_head, last=-1):  # [n_seq] -> [n_classes]
-    """Logits of the classes for inputs[:last + 1]; what stands behind is padding."""
-    return hidden_states(inputs, wte, wpe, blocks, ln_f, n_head)[last] @ cls_head
+    """Logits of the classes for inputs[:last + 1]; what follows is padding."""
+    return model.hidden_states(inputs, wte, wpe, blocks, ln_f, n_head)[last] @ cls_head
 
 
 def loss_of(n_head):
-    """loss(trained, row, key, params) for train.fit; row: ids [n_seq], the last one's place, the class, its weight.
+    """loss(trained, row, key, params) for fit; row: ids [n_seq], the last one's place, the class, its weight.
 
     trained: what of params is replaced, and cls_head.
     """
+    in_jax = variant(sys.modules[__name__], model=variant(model, np=jnp))
+
     def loss(trained, row, key, params):
         ids, last, label, weight = row
-        with patch.object(model, "np", jnp):
-            logits = gpt2(ids, **finetune.combine(params, trained, "last_k"), n_head=n_head, last=last)
+        logits = in_jax.gpt2(ids, **joined(params, trained), n_head=n_head, last=last)
         return -weight * jax.nn.log_softmax(logits)[label]
     return loss
 
@@ -65,26 +65,25 @@ def loss_of(n_head):
 
 
 def read(path, text_column, label_column=None):
-    """Texts and labels of a CSV file with a header. Raises ValueError, with the line, for a row that lacks one."""
-    reader = csv.DictReader(io.StringIO(tokenizer.read_text(path), newline=""))
+    """(header, rows, texts, labels) of a CSV file. Raises ValueError, with the line, for a row that lacks a cell."""
+    (_, header), *rows = files.read_table(path) or [(1, [])]
     for name in filter(None, (text_column, label_column)):
-        if name not in (reader.fieldnames or []):
-            raise ValueError(f"{path} has no column {name!r}: its columns are {', '.join(reader.fieldnames or [])}; "
-                             f"choose by text_column and label_column")
-    texts, labels = [], []
-    for row in reader:
-        label = row[label_column] if label_column else ""
-        if row[text_column] is None or label is None or label_column and not label.strip():
-            raise ValueError(f"{path}, line {reader.line_num}: it has no label: add one, or leave the line out"
-                             if row[text_column] else f"{path}, line {reader.line_num}: it has no text")
-        texts.append(row[text_column])
-        labels.append(label.strip())
-    return texts, labels
+        if name not in header:
+            raise ValueError(f"{path} has no column {name!r}: its columns are {', '.join(header)}; choose by text_column "
+                             f"and label_column")
+    for number, row in rows:
+        for name in filter(None, (text_column, label_column)):
+            cell = row[header.index(name)] if len(row) > header.index(name) else None
+            if cell is None or name == label_column and not cell.strip():
+                what = "label" if name == label_column else "text"
+                raise ValueError(f"{path}, line {number}: it has no {what}: add one, or leave the line out")
+    texts, labels = ([row[header.index(name)] if name else "" for _, row in rows] for name in (text_column, label_column))
+    return header, [row for _, row in rows], texts, [label.strip() for label in labels]
 
 
 def encode(text, encoder, n_ctx):
     """The last n_ctx ids of a text, or <|endoftext|> for none."""
-    return encoder.encode(text)[-n_ctx:] or [encoder.encoder["<|endoftext|>"]]
+    return utils.encode_prompt(encoder, text)[-n_ctx:]
 
 
 def hold_out(labels, rng):
@@ -102,7 +101,8 @@ def hold_out(labels, rng):
 
 def confusion(labels, found, classes):
     """[n_classes, n_classes]: how many rows of class i were taken for class j."""
-    return np.array([[sum((a, b) == pair for pair in zip(labels, found)) for b in classes] for a in classes])
+    count = collections.Counter(zip(labels, found))
+    return np.array([[count[a, b] for b in classes] for a in classes])
 
 
 def scores(matrix):
@@ -132,10 +132,10 @@ def draw(matrix, classes, path):
     for (i, j), n in np.ndenumerate(matrix):
         axes.text(j, i, n, ha="center", va="center", color="white" if n > 0.6 * matrix[i].sum() else "black")
     places = range(len(classes))
-    axes.set_xticks(places, classes, rotation=45, ha="right")
-    axes.set_yticks(places, classes)
+    axes.set_xticks(places, classes, rotation=45, ha="right", parse_math=False)  # a class may have a $ in its name
+    axes.set_yticks(places, classes, parse_math=False)
     axes.set(xlabel="found", ylabel="true")
-    training.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
+    files.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
 
 
 # --- the commands ---
@@ -148,23 +148,24 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
     The folder out gets the model, cls_head.npz and confusion.svg. A killed run goes on.
 
     Args:
-        data: The path of a UTF-8 CSV file whose first line names its columns.
+        data: The path of a UTF-8 CSV file whose first line names its columns; - reads the standard input.
         out: The folder of the new model.
-        model_size: The model to begin with, as for gpt2.py.
-        models_dir: As for gpt2.py.
+        model_size: The model to begin with: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where that is; by default models/ beside gpt2.py.
         text_column: The column with the text; of a long one the last n_ctx tokens count.
         label_column: The column with the class. Rare classes count more, so that all weigh the same.
         k: How many of the last blocks learn, with ln_f and cls_head; 0 for none. By default all.
         steps: How many updates to make at most.
         learning_rate: The highest, after the warm-up.
-        batch_size: Rows an update, a multiple of the number of devices.
+        batch_size: Rows in an update, a multiple of the number of devices.
         eval_every: Updates between two evaluations on the rows held out.
         patience: How many evaluations without a better loss end it.
-        seed: From 0 on: which rows are held out, and in which order the others come.
+        seed: 0 or more: which rows are held out, and in which order the others come.
     """
     settings = dict(locals())
-    finetune.check_settings({**settings, "method": "last_k", "rank": 1})
-    texts, labels = read(data, text_column, label_column)
+    check_settings(settings)
+    files.check_new(out)
+    _, _, texts, labels = read(data, text_column, label_column)
     classes, count = sorted(set(labels)), collections.Counter(labels)
     if len(classes) < 2:
         raise ValueError(f"{data} has {len(classes)} class in column {label_column!r}: two or more are needed")
@@ -173,8 +174,10 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     n_layer, n_head = hparams["n_layer"], hparams["n_head"]
     k = n_layer if k is None else k
-    utils.check("k", k, int, 0, n_layer, f"a whole number from 0 to n_layer, {n_layer}")
-    finetune.check_new(out)
+    utils.check("k", k, 0, n_layer, f"n_layer is {n_layer}")
+    settings.update(data=files.digest(data), model_size=files.model_digest(model_size, models_dir), k=k, out=None,
+                    models_dir=None)
+    check_state(out, settings)
     params = jax.tree.map(jnp.asarray, params)
     ids = [encode(text, encoder, hparams["n_ctx"]) for text in texts]
     n_seq = max(map(len, ids))
@@ -189,23 +192,28 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
         return tuple(column[chosen] for column in table)
 
     def held_out(trained):
-        return training.mean_loss(loss, trained, measured, params)
+        return mean_loss(loss, trained, measured, params)
 
     def save(trained, history):
-        whole = finetune.combine(params, trained, "last_k")
-        finetune.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
-        training.write_whole(os.path.join(out, "cls_head.npz"), lambda part: np.savez(
+        whole = joined(params, trained)
+        os.makedirs(out, exist_ok=True)
+        checkpoint.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
+        files.write_whole(os.path.join(out, "cls_head.npz"), lambda part: np.savez(
             part, cls_head=trained["cls_head"], classes=classes))
 
     head = 0.02 * np.random.default_rng(seed).standard_normal((hparams["n_embd"], len(classes)), np.float32)
-    trained = {**finetune.begin(params, "last_k", k, 0, seed), "cls_head": head}
-    settings.update(data=finetune.digest(data), out=None, models_dir=None)
-    training.fit(trained, loss, rows, held_out, save, functools.partial(finetune.adamw, learning_rate=learning_rate),
-                 out, settings, [params])
+    trained = {**last_blocks(params, k), "cls_head": head}
+    n, n_all = (sum(array.size for array in jax.tree.leaves(tree)) for tree in (trained, params))
+    start = time.perf_counter()
+    held_out(trained)
+    tell(time.perf_counter() - start, len(unseen), n_all, n, settings)
+    fit(trained, loss, rows, held_out, save, functools.partial(adamw, learning_rate=learning_rate), out, settings,
+        [params])
     _, n_head, params, classes = load(os.path.basename(os.path.abspath(out)), os.path.dirname(os.path.abspath(out)))
     found = [classes[gpt2(ids[i], **params, n_head=n_head).argmax()] for i in unseen]
     matrix = confusion([labels[i] for i in unseen], found, classes)
     draw(matrix, classes, os.path.join(out, "confusion.svg"))
+    finish(out)
     return f"{len(learned)} rows learned from, {len(unseen)} held out\n{report(matrix, classes)}"
 
 
@@ -215,7 +223,11 @@ def load(model_size, models_dir):
     if not os.path.exists(path):
         raise ValueError(f"{os.path.dirname(path)} has no cls_head.npz: make a classifier with beyond.classify train")
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    head = np.load(path)
+    head = load_npz(path)
+    shape = head.get("cls_head", np.zeros(0)).shape
+    if "classes" not in head or shape != (hparams["n_embd"], len(head["classes"])):
+        raise ValueError(f"{path} does not belong to this model, whose n_embd is {hparams['n_embd']}: make a classifier "
+                         f"with beyond.classify train")
     return encoder, hparams["n_head"], {**params, "cls_head": head["cls_head"]}, head["classes"].tolist()
 
 
@@ -225,11 +237,13 @@ def predict(text, model_size, models_dir="models", text_column="text"):
     Args:
         text: A text, - for the standard input, or the path of a file that ends in .csv.
         model_size: A model that train made.
-        models_dir: Where it is.
+        models_dir: Where it is; by default models/ beside gpt2.py.
         text_column: The column with the text.
     """
     from tqdm import tqdm
 
+    if os.path.isfile(text) and not text.endswith(".csv"):
+        raise ValueError(f"{text} is a file: write - < {text} for its text, or give a file that ends in .csv")
     encoder, n_head, params, classes = load(model_size, models_dir)
 
     def probabilities(text):
@@ -238,13 +252,11 @@ def predict(text, model_size, models_dir="models", text_column="text"):
     if not text.endswith(".csv"):
         found = probabilities(utils.read_prompt(text))
         return "\n".join(f"{classes[i]}\t{found[i]:.4f}" for i in np.argsort(-found, kind="stable"))
-    texts, _ = read(text, text_column)
+    header, rows, texts, _ = read(text, text_column)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    with open(text, encoding="utf-8", newline="") as file:
-        lines = csv.reader(file)
-        writer.writerow([*next(lines), "predicted"])
-        for line, one in zip(filter(None, lines), tqdm(texts, "predicting", leave=False, disable=None)):
-            writer.writerow([*line, classes[probabilities(one).argmax()]])
+    writer.writerow([*header, "predicted"])
+    for row, one in zip(rows, tqdm(texts, "predicting", leave=False, disable=None)):
+        writer.writerow([*row, classes[probabilities(one).argmax()]])
     return None
 
 

@@ -11,7 +11,7 @@ prints, for the last tenth of Shakespeare, of which the model has seen nothing:
 The loss of a token is -log p, in nats, of what comes next given what stands before. Each token is paid for once, in
 windows of n_ctx tokens that begin every stride tokens: all but the first n_ctx tokens see at least n_ctx - stride
 tokens before them, so a small stride is nearer to the truth and takes longer. The first token follows <|endoftext|>,
-as documents did in training. A file that ends in .jsonl holds passages, {"text": ...} a line, as LAMBADA's test has
+as documents did in training; where the vocabulary has none, scoring begins with the second. A file that ends in .jsonl holds passages, {"text": ...} a line, as LAMBADA's test has
 them (https://arxiv.org/abs/1606.06031): counted are those whose last word greedy decoding gives, token by token.
 
 Zero-shot results of OpenAI's models, as the paper has them (Radford et al. 2019, table 3, https://cdn.openai.com/
@@ -31,28 +31,29 @@ Perplexity is e to the loss of a word there; ours is given for tokens and for wo
 """
 
 import collections
+import io
 import itertools
-import json
 import math
 import os
 
 import numpy as np
 import regex
 
+import gpt2
 import utils
-from gpt2 import hidden_states
+from beyond import files
 
 
 def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
     """-log p of each target, in nats, and whether it has the highest logit; the last of them follows all of inputs."""
-    logits = hidden_states(inputs, **params, n_head=n_head)[-len(targets):] @ params["wte"].T
+    logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets):] @ params["wte"].T
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(targets)), targets]
     return np.log(np.exp(logits).sum(axis=-1)) - chosen, chosen == 0
 
 
 def evaluate(ids, params, n_head, stride):
-    """Yields the losses of the ids (any iterable) behind the first one, each once, an array for each window."""
+    """Yields the losses of the ids (any iterable) after the first one, each once, an array for each window."""
     n_ctx, n_new = len(params["wpe"]), 0
     recent, due = collections.deque(maxlen=n_ctx + 1), n_ctx
     for id in ids:
@@ -70,30 +71,37 @@ def pieces(file, size=2**20):
 
     A piece ends where white space begins: there ends a word in any case (see encoder.py).
     """
-    rest = ""
+    rest = [""]  # in parts, of which only the last one can have such a place
     while more := file.read(size):
-        rest += more
-        end = regex.match(r"(?s:.*)\S(?=\s)|", rest).end()
-        yield rest[:end]
-        rest = rest[end:]
-    yield rest
+        last = rest[-1][-1:]
+        if found := regex.match(r"(?s:.*)\S(?=\s)", last + more):
+            end = found.end() - len(last)
+            yield "".join(rest) + more[:end]
+            rest = [more[end:]]
+        else:
+            rest.append(more)
+    yield "".join(rest)
 
 
 def score_text(path, encoder, params, n_head, stride):
     """What main says of a text. It is read in pieces, so it may be longer than memory."""
     from tqdm import tqdm
 
-    n_words = n_bytes = n = 0
-    loss, start = 0.0, [encoder.encoder["<|endoftext|>"]]
+    n_words = n_bytes = n_read = n = 0
+    loss, start = 0.0, beginning(encoder)
     # bytes that are not UTF-8 are scored as they are
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file, tqdm(
-            total=os.path.getsize(path), desc="scoring", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+    with io.TextIOWrapper(files.open_bytes(path), "utf-8", "surrogateescape", newline="") as file, tqdm(
+            total=os.path.getsize(path) if os.path.exists(path) else None, desc="scoring", unit="B", unit_scale=True,
+            leave=False, disable=None) as bar:
         def read():
-            nonlocal n_words, n_bytes
+            nonlocal n_words, n_bytes, n_read
             for piece in pieces(file):
-                n_words += len(piece.split())
+                ids = encoder.encode(piece)
+                if not start and not n_read:
+                    n_bytes -= sum(len(encoder.decoder[id]) for id in ids[:1])  # the first token is not scored
+                n_words, n_read = n_words + len(piece.split()), n_read + len(ids)
                 n_bytes += len(piece.encode("utf-8", "surrogateescape"))
-                yield from encoder.encode(piece)
+                yield from ids
 
         for found in evaluate(itertools.chain(start, read()), params, n_head, stride):
             loss, n = loss + float(found.sum(dtype=np.float64)), n + len(found)
@@ -105,25 +113,28 @@ def score_text(path, encoder, params, n_head, stride):
             f"{perplexity(loss / n)} a token, {per_word}{loss / math.log(2) / n_bytes:.4f} bits a byte")
 
 
+def beginning(encoder):
+    """[id] of <|endoftext|>, or [] where the vocabulary has none."""
+    return [encoder.encoder["<|endoftext|>"]] if "<|endoftext|>" in encoder.encoder else []
+
+
 def score_last_words(path, encoder, params, n_head):
-    """What main says of passages: the last word is what stands behind the last space."""
+    """What main says of passages: the last word is what follows the last space."""
     from tqdm import tqdm
 
     n_ctx, n_right, found = len(params["wpe"]), 0, []
-    with open(path, "rb") as lines:
-        for number, line in enumerate(tqdm(lines, "scoring", unit=" passages", leave=False, disable=None), 1):
-            try:
-                context, space, word = json.loads(line)["text"].rstrip().rpartition(" ")
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise ValueError(f'{path}, line {number}: this must be JSON like {{"text": "a passage"}}') from None
-            target = encoder.encode(space + word)
-            inputs = [encoder.encoder["<|endoftext|>"], *encoder.encode(context), *target][-n_ctx - 1:]
-            if not 0 < len(target) <= n_ctx:
-                raise ValueError(f"{path}, line {number}: its last word has {len(target)} tokens; it must have from 1 "
-                                 f"to {n_ctx}")
-            loss, right = losses(inputs[:-1], target, params, n_head)
-            found.append(loss.sum(dtype=np.float64))
-            n_right += right.all()
+    records = files.read_records(path, {"text": "a passage"})
+    for place, record in tqdm(records, "scoring", unit=" passages", leave=False, disable=None):
+        context, space, word = record["text"].rstrip().rpartition(" ")
+        before, target = [*beginning(encoder), *encoder.encode(context)], encoder.encode(space + word)
+        if not 0 < len(target) <= n_ctx:
+            raise ValueError(f"{place}: its last word has {len(target)} tokens; it must have from 1 to {n_ctx}")
+        if not before:
+            raise ValueError(f"{place}: nothing comes before its last word: give a longer passage")
+        inputs = [*before, *target][-n_ctx - 1:]
+        loss, right = losses(inputs[:-1], target, params, n_head)
+        found.append(loss.sum(dtype=np.float64))
+        n_right += right.all()
     if not found:
         raise ValueError(f"{path} is empty: there is nothing to score")
     return (f"{len(found)} passages\naccuracy of the last word {100 * n_right / len(found):.2f}%\n"
@@ -131,7 +142,9 @@ def score_last_words(path, encoder, params, n_head):
 
 
 def perplexity(loss):
-    """e to the loss, as a text, as it may be beyond all floats."""
+    """e to the loss, as a text, as it may be beyond all floats. Raises ValueError for no number."""
+    if np.isnan(loss):
+        raise ValueError("the loss is not a number: the model's weights are damaged")
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
@@ -143,14 +156,15 @@ def main(text, model_size="124M", models_dir="models", stride: int = None):
     of the last words.
 
     Args:
-        text: The path of a text; if it ends in .jsonl, of passages, {"text": ...} a line, whose last words are scored.
-        model_size: As for gpt2.py.
-        models_dir: As for gpt2.py.
+        text: The path of a text; - reads the standard input. If it ends in .jsonl, of passages, {"text": ...} in each line,
+            whose last words are scored.
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
     """
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     stride = hparams["n_ctx"] // 2 if stride is None else stride
-    utils.check("stride", stride, int, 1, hparams["n_ctx"], f"a whole number from 1 to n_ctx, {hparams['n_ctx']}")
+    utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
     if str(text).endswith(".jsonl"):
         return score_last_words(text, encoder, params, hparams["n_head"])
     return score_text(text, encoder, params, hparams["n_head"], stride)

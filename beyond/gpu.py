@@ -5,10 +5,10 @@
 prints what gpt2.py prints and, on standard error, where it ran. gpt2.py itself runs there as it is, for a batch too:
 
     import gpt2, jax
-    gpt2.np = jax.numpy
-    model = jax.jit(gpt2.gpt2, static_argnames="n_head")
-    logits = model(ids, **params, n_head=n_head)                                                  # [n_seq, n_vocab]
-    logits = jax.vmap(lambda ids: gpt2.gpt2(ids, **params, n_head=n_head))(batch)          # [n_rows, n_seq, n_vocab]
+    from beyond import variant
+    model = variant(gpt2, np=jax.numpy)
+    logits = jax.jit(model.gpt2, static_argnames="n_head")(ids, **params, n_head=n_head)          # [n_seq, n_vocab]
+    logits = jax.vmap(lambda ids: model.gpt2(ids, **params, n_head=n_head))(batch)         # [n_rows, n_seq, n_vocab]
 
 To generate, JAX wants the whole loop compiled: a cache whose shape never changes, and which is handed on rather than
 written to. That is what the functions redefined here do. With a mesh the weights are split over several devices, as in
@@ -28,8 +28,10 @@ On two machines, with N of 0 and 1 (all print nothing but process 0):
 import functools
 import json
 import os
+import re
+import socket
 import sys
-from unittest.mock import patch
+import time
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import gpt2
 import utils
-from gpt2 import attention, ffn, layer_norm, linear
+from beyond import variant
 
+model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
 SPLIT = {  # the axis of each parameter that goes over the mesh's axis "model"; all else is everywhere
     "wte": P("model"), "c_attn/w": P(None, None, "model"), "c_attn/b": P(None, "model"), "attn/c_proj/w": P("model"),
     "c_fc/w": P(None, "model"), "c_fc/b": P("model"), "mlp/c_proj/w": P("model")}
@@ -49,14 +52,14 @@ def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_seq, n_embd], kv [2, n_head,
     q, k, v = jnp.einsum("se,ethd->thsd", x, c_attn["w"]) + c_attn["b"][:, :, None]  # w [n_embd, 3, n_head, d]
     kv = jax.lax.dynamic_update_slice(kv, jnp.stack([k, v]), (0, 0, past, 0))
     seen = jnp.arange(kv.shape[2]) <= past + jnp.arange(len(x))[:, None]
-    heads = attention(q, *kv, jnp.where(seen, 0.0, -1e10))
-    return linear(heads.swapaxes(0, 1).reshape(len(x), -1), **c_proj), kv
+    heads = model.attention(q, *kv, jnp.where(seen, 0.0, -1e10))
+    return model.linear(heads.swapaxes(0, 1).reshape(len(x), -1), **c_proj), kv
 
 
 def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv, past):  # as mha
-    attended, kv = mha(layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past)
+    attended, kv = mha(model.layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past)
     x = x + attended
-    return x + ffn(layer_norm(x, **ln_2), **mlp), kv
+    return x + model.ffn(model.layer_norm(x, **ln_2), **mlp), kv
 
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past):  # [n_seq] -> [n_seq, n_embd], cache
@@ -64,7 +67,7 @@ def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past):  # [n_se
     for block, kv in zip(blocks, cache):
         x, kv = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
         new.append(kv)
-    return layer_norm(x, **ln_f), new
+    return model.layer_norm(x, **ln_f), new
 
 
 @functools.partial(jax.jit, static_argnames=("n_head", "n_vocab", "n_tokens", "stop", "everywhere"))
@@ -74,7 +77,7 @@ def complete(params, inputs, lengths, n_head, n_vocab, n_tokens, stop, everywher
     shape = n_rows, 2, n_head, n_prompt + n_tokens, n_embd // n_head
     cache = [jnp.zeros(shape, params["wte"].dtype) for _ in params["blocks"]]
 
-    def run(inputs, cache, past):  # what stands behind a shorter prompt is overwritten before anyone looks at it
+    def run(inputs, cache, past):  # what follows a shorter prompt is overwritten before anyone looks at it
         return hidden_states(inputs, **params, n_head=n_head, cache=cache, past=past)
 
     def choose(x):  # [n_rows, n_embd] -> [n_rows]
@@ -92,11 +95,10 @@ def complete(params, inputs, lengths, n_head, n_vocab, n_tokens, stop, everywher
         next_ids = choose(x[:, 0])
         return i + 1, ids, cache, next_ids, ended | (next_ids == stop)
 
-    with patch.object(gpt2, "np", jnp):
-        x, cache = jax.vmap(run, (0, 0, None))(inputs, cache, 0)
-        next_ids = choose(jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0])
-        state = 0, jnp.full((n_rows, n_tokens + 1), -1), cache, next_ids, next_ids == stop  # no axis of length 0
-        ids = jax.lax.while_loop(unfinished, step, state)[1][:, :n_tokens]
+    x, cache = jax.vmap(run, (0, 0, None))(inputs, cache, 0)
+    next_ids = choose(jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0])
+    state = 0, jnp.full((n_rows, n_tokens + 1), -1), cache, next_ids, next_ids == stop  # no axis of length 0
+    ids = jax.lax.while_loop(unfinished, step, state)[1][:, :n_tokens]
     return jax.lax.with_sharding_constraint(ids, everywhere)
 
 
@@ -127,6 +129,8 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
     """For a list of prompts, each a list of ids: what gpt2.generate returns for each at temperature 0."""
     for ids in inputs:
         utils.check_inputs(ids, params, n_tokens_to_generate)
+    if not inputs:
+        return []
     longest, more = max(map(len, inputs)), -len(inputs) % mesh.shape["data"]
     rows = np.array([[*ids, *[0] * (longest - len(ids))] for ids in [*inputs, *inputs[-1:] * more]])  # a multiple of it
     lengths = np.array([len(ids) for ids in [*inputs, *inputs[-1:] * more]])
@@ -140,7 +144,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
 def make_mesh(mesh):
     """A mesh with the axes data and model from a text like 2x4. Raises ValueError if there are not as many devices."""
     sizes = str(mesh).split("x")
-    if len(sizes) != 2 or not all(size.isdigit() and int(size) for size in sizes):
+    if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
         raise ValueError(f"mesh={mesh!r} must be two numbers, groups of prompts x devices that share a model: 2x4, say")
     n, devices = int(sizes[0]) * int(sizes[1]), jax.devices()
     if n > len(devices) or n < len(devices) and jax.process_count() > 1:
@@ -148,42 +152,90 @@ def make_mesh(mesh):
     return Mesh(np.array(devices[:n]).reshape(int(sizes[0]), int(sizes[1])), ("data", "model"))
 
 
+def meet(coordinator, n_processes, process_id, patience=120):
+    """Waits until all processes are there, at HOST:PORT of process 0, as JAX ends a program that waits in vain.
+
+    Raises ValueError for what is no HOST:PORT, OSError if the others are not there after patience seconds.
+    """
+    host, _, port = str(coordinator).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < len(port) < 6 or not 0 < int(port) < 2**16:
+        raise ValueError(f"coordinator={coordinator!r} must be HOST:PORT of process 0, with a port from 1 to 65535")
+    try:
+        socket.getaddrinfo(host, int(port))
+        if process_id == 0:
+            with socket.create_server(("", int(port))) as server:
+                for _ in range(1, n_processes):
+                    server.settimeout(patience)
+                    server.accept()[0].close()
+            return
+        for second in range(patience, -1, -1):
+            try:
+                return socket.create_connection((host, int(port)), timeout=patience).close()
+            except ConnectionRefusedError:  # process 0 is not there yet
+                if not second:
+                    raise
+                time.sleep(1)
+    except OSError as error:
+        others = "the other processes" if process_id == 0 else "process 0"
+        raise OSError(f"no connection with {others} at {coordinator}: {error.strerror or error}; begin all {n_processes} "
+                      f"within {patience} seconds, with the same coordinator") from None
+
+
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", lines=False, mesh="1x1",
          dtype="float32", coordinator: str = None, n_processes=1, process_id=0):
     """Continues a text greedily with GPT-2 on what JAX finds, and prints the continuation.
 
     Args:
-        prompt: As for gpt2.py.
-        n_tokens_to_generate: As for gpt2.py.
-        model_size: As for gpt2.py.
-        models_dir: As for gpt2.py.
-        lines: Takes each line of the prompt for a prompt of its own, and prints a line of JSON for each completion.
-        mesh: DATAxMODEL: how many groups of devices share the prompts, and how many devices a group share the weights.
+        prompt: The text to continue; - reads the standard input, "" begins from nothing.
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
+        lines: Takes each line of the prompt for a prompt of its own, and prints a line of JSON for each completion, or
+            {"error": ...}.
+        mesh: DATAxMODEL: how many groups of devices share the prompts, and how many devices in a group share the weights.
         dtype: float32 or bfloat16, which needs half the memory.
         coordinator: With several processes, HOST:PORT of process 0.
         n_processes: How many there are.
-        process_id: Which one this is, from 0 on.
+        process_id: Which one this is, from 0 to n_processes - 1.
     """
     utils.check_options(n_tokens_to_generate)
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
+    if not isinstance(lines, bool):
+        raise ValueError(f"lines={lines!r} must be True or False: write --lines alone")
+    utils.check("n_processes", n_processes, 1, 10**5)
+    utils.check("process_id", process_id, 0, n_processes - 1, "less than n_processes")
     if coordinator is not None:
+        meet(coordinator, n_processes, process_id)
         sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
         os.dup2(2, 1)  # so that what C++ prints on the standard output, as Gloo does, goes to the standard error
         jax.distributed.initialize(coordinator, n_processes, process_id)
     devices = make_mesh(mesh)
     prompt = utils.read_prompt(prompt)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
+    prompts, inputs = re.split(r"\r?\n", prompt) if lines else [prompt], []
+    results = [{"error": None} for _ in prompts]
+    for result, text in zip(results, prompts):
+        try:
+            ids = utils.encode_prompt(encoder, text)
+            utils.check_inputs(ids, params, n_tokens_to_generate)
+            inputs.append(ids)
+            result.clear()
+        except ValueError as error:
+            if not lines:
+                raise
+            result["error"] = str(error)
     end_of_text = encoder.encoder.get("<|endoftext|>")
-    inputs = [encoder.encode(text) or [end_of_text] for text in (prompt.split("\n") if lines else [prompt])]
-    found = generate(inputs, params, hparams["n_head"], n_tokens_to_generate, devices, end_of_text, dtype)
-    texts = [encoder.decode(ids) for ids in found]
+    found = iter(generate(inputs, params, hparams["n_head"], n_tokens_to_generate, devices, end_of_text, dtype))
+    texts = [result or encoder.decode(next(found)) for result in results]
     if jax.process_index() > 0:
         return None
     first = devices.devices.flat[0]
     print(f"on {devices.size} x {first.device_kind} ({first.platform}), {dtype}", file=sys.stderr)
+    if lines and all(results):
+        raise ValueError(f"all {len(results)} lines failed; the first: {results[0]['error']}")
     return "\n".join(map(json.dumps, texts)) if lines else texts[0]
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompt", "model_size", "models_dir", "mesh", "coordinator")
+    utils.run(main, "prompt", "model_size", "models_dir", "mesh", "dtype", "coordinator")

@@ -16,9 +16,8 @@ import time
 
 import numpy as np
 
-import gpt2
 import utils
-from beyond import train
+from beyond import checkpoint
 
 IDS = [i * 7 % 1024 for i in range(1024)]
 
@@ -73,9 +72,9 @@ def hugging_face_model(folder):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"],
                                        **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
     ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
-    for path, array in train.jax.tree_util.tree_flatten_with_path(params)[0]:
-        name, _, last = train.jax.tree_util.keystr(path, simple=True, separator=".").rpartition(".")
-        name = f"{name.replace('blocks.', 'h.')}.{ends[last]}" if name else f"{last}.weight"
+    for name, array in checkpoint.tensors(params):
+        name, _, last = name.removeprefix("model/").replace("/", ".").rpartition(".")
+        name = f"{name[:1]}.{name[1:]}.{ends[last]}" if name[:1] == "h" else f"{name}.{ends[last]}" if name else f"{last}.weight"
         state[f"transformer.{name}"] = torch.from_numpy(np.array(array))
     state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, strict=False)
@@ -84,8 +83,6 @@ def hugging_face_model(folder):
 
 def jax(folder):
     """beyond/gpu.py on the CPU: a step compiled once for each length, its cache handed on without a copy."""
-    from unittest.mock import patch
-
     from beyond import gpu
 
     jax, jnp = gpu.jax, gpu.jnp
@@ -95,8 +92,7 @@ def jax(folder):
 
     @functools.partial(jax.jit, donate_argnums=1)
     def step(ids, cache, past):
-        with patch.object(gpt2, "np", jnp):
-            x, cache = gpu.hidden_states(ids, **params, n_head=n_head, cache=cache, past=past)
+        x, cache = gpu.hidden_states(ids, **params, n_head=n_head, cache=cache, past=past)
         return (x[-1] @ params["wte"].T).argmax(), cache
 
     found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}

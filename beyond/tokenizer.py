@@ -20,7 +20,9 @@ import os
 from collections import Counter, defaultdict
 from heapq import heapify, heappop, heappush
 
-from encoder import BYTE_TO_CHAR, WORDS
+import utils
+from beyond import files
+from encoder import BYTE_TO_CHAR, WORDS, Encoder
 
 
 def learn(text, n_vocab):  # str, int -> list of (str, str)
@@ -30,8 +32,7 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
     """
     from tqdm import tqdm
 
-    if type(n_vocab) is not int or n_vocab < 257:
-        raise ValueError(f"n_vocab={n_vocab!r} must be a whole number from 257 on: 256 bytes and <|endoftext|>")
+    utils.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
     words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in Counter(WORDS.findall(text)).items()]
     counts, words_with = Counter(), defaultdict(set)  # of each pair: how often it stands there, and where
@@ -86,49 +87,48 @@ def join(symbols, pair):
     return joined
 
 
+def vocabulary(merges):
+    """{token: id}: the 256 bytes, what the merges make, and <|endoftext|>."""
+    tokens = dict.fromkeys([*BYTE_TO_CHAR.values(), *map("".join, merges), "<|endoftext|>"])
+    return {token: id for id, token in enumerate(tokens)}
+
+
+def contents(merges):
+    """{filename: text} of encoder.json and vocab.bpe."""
+    return {"encoder.json": json.dumps(vocabulary(merges)),
+            "vocab.bpe": "\n".join(["#version: 0.2", *map(" ".join, merges), ""])}
+
+
 def save(merges, folder):
     """Writes encoder.json and vocab.bpe; each takes its name only when it is whole."""
-    tokens = dict.fromkeys([*BYTE_TO_CHAR.values(), *map("".join, merges), "<|endoftext|>"])
     os.makedirs(folder, exist_ok=True)
-    for name, text in (("encoder.json", json.dumps({token: id for id, token in enumerate(tokens)})),
-                       ("vocab.bpe", "\n".join(["#version: 0.2", *map(" ".join, merges), ""]))):
+    for name, text in contents(merges).items():
+        files.write_text(os.path.join(folder, name), text)
+
+
+def check_same(merges, folder):
+    """Raises ValueError if the folder has another vocabulary, which other files, a model's weights say, may rely on."""
+    for name, text in contents(merges).items():
         path = os.path.join(folder, name)
-        with open(path + ".part", "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.replace(path + ".part", path)
-
-
-def read_text(path):
-    """The text of a UTF-8 file. Raises ValueError for one that is empty or not UTF-8, naming the place."""
-    with open(path, "rb") as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = f"byte {error.start:,} is 0x{data[error.start]:02x}"
-        raise ValueError(f"{path} is not UTF-8: {byte}; convert it first") from None
-    if not text:
-        raise ValueError(f"{path} is empty: give a text to learn from")
-    return text
+        if os.path.exists(path) and files.read_bytes(path) != text.encode():
+            raise ValueError(f"{path} is there already, and is another one: give another out, or remove it")
 
 
 def main(text, out, n_vocab=1024):
     """Learns a vocabulary from a text and prints how many characters of it a token stands for.
 
     Args:
-        text: The path of a UTF-8 text.
+        text: The path of a UTF-8 text; - reads the standard input.
         out: The folder for encoder.json and vocab.bpe, made where it is missing.
-        n_vocab: How many tokens, from 257 on (GPT-2 has 50257); a text allows as many as it has pairs to join.
+        n_vocab: How many tokens, 257 or more (GPT-2 has 50257); a text allows as many as it has pairs to join.
     """
-    from encoder import get_encoder
-
-    content = read_text(text)
-    save(learn(content, n_vocab), out)
-    n, n_ids = len(content), len(get_encoder(out, "").encode(content))
+    content = files.read_text(text)
+    merges = learn(content, n_vocab)
+    check_same(merges, out)
+    save(merges, out)
+    n, n_ids = len(content), len(Encoder(vocabulary(merges), merges).encode(content))
     return f"{out}: {n_vocab} tokens; the text's {n:,} characters take {n_ids:,}, {n / n_ids:.2f} a token"
 
 
 if __name__ == "__main__":
-    from utils import run
-
-    run(main, "text", "out")
+    utils.run(main, "text", "out")

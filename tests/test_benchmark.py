@@ -4,7 +4,7 @@ import shutil
 import pytest
 from conftest import ROOT, assert_error, command
 
-from beyond import benchmark, peers, train
+from beyond import benchmark, peers, checkpoint
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 2}
 
@@ -30,7 +30,7 @@ def test_the_command(tmp_path):
 def test_peers_are_measured_or_named(tmp_path, monkeypatch):
     folder = tmp_path / "random"
     shutil.copytree(ROOT / "models" / "shakespeare", folder)
-    train.save_model(train.initial_params(**SHAPE), SHAPE, str(folder))
+    checkpoint.save_model(checkpoint.initial_params(**SHAPE), SHAPE, str(folder))
     found = benchmark.measure_peer("JAX", str(folder))
     assert found.keys() == {"version", *benchmark.WORK, "decode 1000", "prefill 900"}
     monkeypatch.setitem(benchmark.PEERS, "nobody", (peers.hugging_face, "no-such-package"))
@@ -55,7 +55,7 @@ def test_a_peers_ratio_is_to_ours_beside_it():
 
 def test_the_limits_are_what_the_docstring_says():
     """With a bandwidth and a rate of 1, a token takes as many seconds as the weights have bytes, and so on."""
-    params = train.initial_params(**SHAPE)
+    params = checkpoint.initial_params(**SHAPE)
     found = benchmark.limits(params, 1.0, 1.0)
     blocks = 2 * 24 * (3 * 24 + 24 + 4 * 24 + 4 * 24) + 2 * (9 * 24 + 4 * 24)  # the matrices, the vectors
     assert found["decode 10"] == found["decode 900"] == 4 * (blocks + 1024 * 24 + 2 * 24)

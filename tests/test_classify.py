@@ -156,7 +156,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(kinds, lines, tmp_path):
     ("text,label\na,x\nb,x\n", [], ["1 class", "two or more"]), ("text,label\na,x\nb,\nc,y\n", [], ["line 3", "no label"]),
     ("text,label\na,x\n\"b\nb\"\nc,y\n", [], ["line 4", "no label"]), ("text,kind\na,x\n", [], ["no column 'label'", "text, kind", "label_column"]),
     ("text,label\na,x\nb,x\nc,y\n", [], ["one row of class 'y'"]), ("", [], ["empty"]), ("text,label\n", [], ["0 class"]),
-    ("text,label\na,x\nb,x\nc,y\nd,y\n", ["--k=9"], ["k=9", "n_layer, 6"]), ("text,label\na,x\n", ["--steps=0"], ["steps=0"])])
+    ("text,label\na,x\nb,x\nc,y\nd,y\n", ["--k=9"], ["k=9", "n_layer is 6"]), ("text,label\na,x\n", ["--steps=0"], ["steps=0"])])
 def test_errors(tmp_path, content, flags, parts):
     (tmp_path / "rows.csv").write_text(content)
     assert_error(run("train", tmp_path / "rows.csv", f"--out={tmp_path}/new", "--model_size=shakespeare", *flags), *parts)

@@ -121,19 +121,18 @@ def test_it_learns_and_the_rest_stays(code, tmp_path, method, n, name):
     assert (reader.get_tensor("model/h5/attn/c_attn/w")[0] == learned["blocks"][5]["attn"]["c_attn"]["w"]).all()
 
 
-def test_what_the_docstring_shows(code, tmp_path, monkeypatch, capsys):
+def test_what_the_docstring_shows(code, tmp_path, capsys):
     """The adapter's file, run by NumPy, is the model whose held-out loss was told."""
     done = run(code, tmp_path / "coder", "--method=adapter", "--steps=4", "--eval_every=4")
     after = float(re.search(SAID, done.stdout.decode())[4])
     snippet = textwrap.dedent(re.search(r"    import gpt2, utils\n(    .*\n)+", finetune.__doc__)[0])
-    monkeypatch.setattr(gpt2, "transformer_block", gpt2.transformer_block)  # to be put back
     names = {}
     exec(snippet.replace("models/coder", str(tmp_path / "coder")).replace('"models"', repr(str(ROOT / "models"))), names)
     assert capsys.readouterr().out.strip()
     content, encoder = code.read_text("utf-8"), get_encoder("shakespeare", str(ROOT / "models"))
     ids, found = np.array(encoder.encode(content[len(content) * 9 // 10:])), []
     for i in range(0, len(ids) - 256, 256):
-        logits = gpt2.gpt2(ids[i:i + 256], **names["params"], n_head=4)
+        logits = names["model"].gpt2(ids[i:i + 256], **names["params"], n_head=4)
         found.append(-np.log(gpt2.softmax(logits)[np.arange(256), ids[i + 1:i + 257]]))
     assert np.mean(found) == pytest.approx(after, abs=1e-4)
 
@@ -196,7 +195,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(code, tmp_path):
     ("a.jsonl", '{"instruction": "a", "output": "b"}\n' * 9, [], ["9 tasks", "10 or more"]),
     ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n', [], ["line 2", "output"]),
     ("a.jsonl", '{"instruction": "a", "output": "' + "b " * 300 + '"}\n', [], ["line 1", "256", "tokens"]),
-    ("a.txt", "To be " * 500, ["--method=prefix"], ["method='prefix'", "lora"]), ("a.txt", "To be " * 500, ["--method=last_k", "--k=7"], ["k=7", "n_layer, 6"]),
+    ("a.txt", "To be " * 500, ["--method=prefix"], ["method='prefix'", "lora"]), ("a.txt", "To be " * 500, ["--method=last_k", "--k=7"], ["k=7", "n_layer is 6"]),
     ("a.txt", "To be " * 500, ["--learning_rate=0"], ["learning_rate=0"]), ("a.txt", "To be " * 500, ["--rank=0"], ["rank=0"])])
 def test_errors(tmp_path, name, content, flags, parts):
     (tmp_path / name).write_text(content)

@@ -151,13 +151,13 @@ def test_the_context_is_filled_exactly_and_no_more(generate):
     assert len(generate([1] * 40, params, 3, 8)) == 8 and generate([1] * 48, params, 3, 0) == []
     with pytest.raises(ValueError, match="40 tokens and n_tokens_to_generate=9 make 49, but the model's context is 48: ask for at most 8"):
         generate([1] * 40, params, 3, 9)
-    with pytest.raises(ValueError, match="shorten the prompt by at least 2"):
+    with pytest.raises(ValueError, match="shorten the prompt by at least 11"):
         generate([1] * 50, params, 3, 9)
     for inputs in [], [61], [3, -1], [None], [0.5]:
         with pytest.raises(ValueError, match="token ids from 0 to 60"):
             generate(inputs, params, 3, 1)
     for n in -1, 1.5, "3", None, True, float("nan"):
-        with pytest.raises(ValueError, match="n_tokens_to_generate=.* must be a whole number from 0 on"):
+        with pytest.raises(ValueError, match="n_tokens_to_generate=.* must be a whole number from 0 up"):
             generate([1], params, 3, n)
 
 

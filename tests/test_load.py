@@ -53,8 +53,9 @@ def test_writing_to_a_parameter_leaves_the_file_alone(tmp_path):
     assert (params["wte"] == 7).all() and (tmp_path / "model.ckpt.data-00000-of-00001").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["reversed", "swapped", "extra", "shards", "wide", "narrow", "flat"])
-def test_any_other_checkpoint_goes_through_tensorflow(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["reversed", "swapped", "extra", "flat", "shards", "wide", "narrow", "brain", "one of them"])
+def test_any_other_layout_gives_the_same(tmp_path, kind):
+    """What is float32 in one file is mapped, wherever it is there; TensorFlow reads the rest."""
     expected = tensors()
     written, shards = dict(expected), 1
     if kind == "reversed":
@@ -68,23 +69,67 @@ def test_any_other_checkpoint_goes_through_tensorflow(tmp_path, kind):
         written = {"global_step": np.int64(3), **expected, "model/wte/Adam": expected["model/wte"] * 2}
     elif kind == "shards":
         shards = 2
-    elif kind == "wide":
-        written = {name: array.astype(np.float64) for name, array in expected.items()}
-    elif kind == "narrow":
-        written = {name: array.astype(np.float16) for name, array in expected.items()}
-        expected = {name: array.astype(np.float32) for name, array in written.items()}
-    else:  # without OpenAI's leading axis, which is a matter of the index alone: such a file can still be mapped
+    elif kind == "one of them":
+        written["model/h3/mlp/c_fc/b"] = written["model/h3/mlp/c_fc/b"].astype(np.float64)
+    elif kind == "flat":  # without OpenAI's leading axis
         written = {name: array.squeeze(0) if array.ndim == 3 else array for name, array in expected.items()}
-    write_checkpoint(tmp_path / "model.ckpt", written, shards)
-    assert_equal(utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL), nested(expected))
-    assert load_in_a_fresh_process(tmp_path / "model.ckpt") == (kind != "flat")
+    else:
+        import tensorflow as tf
+        dtype = {"wide": tf.float64, "narrow": tf.float16, "brain": tf.bfloat16}[kind]
+        written = {name: tf.cast(array, dtype) for name, array in expected.items()}
+        expected = {name: tf.cast(array, tf.float32).numpy() for name, array in written.items()}
+    folder = tmp_path / "a [b] *?"  # which TensorFlow takes for a pattern
+    folder.mkdir()
+    write_checkpoint(folder / "model.ckpt", written, shards)
+    assert_equal(utils.load_gpt2_params_from_tf_ckpt(str(folder / "model.ckpt"), SMALL), nested(expected))
+    assert load_in_a_fresh_process(folder / "model.ckpt") == (kind not in ("reversed", "swapped", "extra", "flat"))
+
+
+@pytest.mark.parametrize("change, part", [
+    (lambda name, array: (name.replace("ln_1/g", "ln_1/scale"), array), "ln_1/g"),
+    (lambda name, array: (name, array.swapaxes(-1, -2) if name.endswith("c_proj/w") else array), r"c_proj/w \[1, 20, 80\] instead of \[80, 20\]"),
+    (lambda name, array: (name, array.astype(np.int32)), "numbers of another kind"),
+    (lambda name, array: (name, array.astype(np.int32) if name == "model/h1/ln_2/b" else array), "numbers of another kind.* in h1/ln_2/b"),
+    (lambda name, array: (name, array[:, None] if array.ndim == 1 else array), "instead of"),
+    (lambda name, array: (name.replace("model/", "gpt2/"), array), "has no model/h10/ln_1/g")])
+def test_names_types_and_shapes_are_read_not_guessed(tmp_path, change, part):
+    """Checkpoints whose tensors have the right sizes in the right order, but are something else."""
+    write_checkpoint(tmp_path / "model.ckpt", dict(change(*one) for one in tensors().items()))
+    with pytest.raises(ValueError, match=part):
+        utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL)
+
+
+def test_the_index_is_read_as_tensorflow_reads_it(tmp_path):
+    import tensorflow as tf
+    rng = np.random.default_rng(0)
+    for n in 1, 15, 16, 17, 3000:  # restarts of the shared prefixes, and more than one block
+        written = {f"{'/'.join('ab'[i] for i in rng.integers(0, 2, 9))}/{i}": np.zeros(rng.integers(0, 4, 2), np.float32) for i in range(n)}
+        write_checkpoint(tmp_path / "x", written)
+        reader = tf.train.load_checkpoint(str(tmp_path / "x"))
+        n_shards, found = utils._read_index(str(tmp_path / "x.index"))
+        assert n_shards == 1 and {name: sizes for name, (_, sizes, *_) in found.items()} == reader.get_variable_to_shape_map()
+
+
+def test_an_index_with_any_byte_changed_is_refused_or_the_same(tmp_path):
+    """Never another exception, never other numbers."""
+    write_checkpoint(tmp_path / "model.ckpt", tensors())
+    path, expected = tmp_path / "model.ckpt.index", nested(tensors())
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    for i in rng.choice(len(good), 300, replace=False):
+        path.write_bytes(good[:i] + bytes([good[i] ^ rng.integers(1, 256)]) + good[i + 1:])
+        try:
+            found = utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL)
+        except ValueError:
+            continue
+        assert_equal(found, expected)
 
 
 def test_both_ways_give_the_same(tmp_path):
     write_checkpoint(tmp_path / "model.ckpt", tensors())
     shapes = {name.removeprefix("model/"): list(shape)[-2:] for name, shape in golden.shapes(**SMALL).items()}
     prefix = str(tmp_path / "model.ckpt")
-    mapped, read = utils._map(prefix, shapes), utils._read_with_tensorflow(prefix, shapes)
+    _, index = utils._read_index(prefix + ".index")
+    mapped, read = utils._map(prefix, shapes, index), utils._read_with_tensorflow(prefix, shapes)
     assert mapped.keys() == read.keys()
     for name in mapped:
         np.testing.assert_array_equal(mapped[name], read[name])
@@ -94,21 +139,24 @@ def test_a_checkpoint_that_is_cut_short_or_does_not_fit(tmp_path):
     prefix = str(tmp_path / "model.ckpt")
     write_checkpoint(prefix, tensors())
     data, index = tmp_path / "model.ckpt.data-00000-of-00001", tmp_path / "model.ckpt.index"
-    with pytest.raises(ValueError, match="model/h11"):
-        utils.load_gpt2_params_from_tf_ckpt(prefix, {**SMALL, "n_layer": 12})
+    for n_layer in 12, 3_000_000:  # the latter at once
+        with pytest.raises(ValueError, match=f"model/h{n_layer - 1}"):
+            utils.load_gpt2_params_from_tf_ckpt(prefix, {**SMALL, "n_layer": n_layer})
     with pytest.raises(ValueError, match=r"wpe \[16, 20\] instead of \[17, 20\]"):
         utils.load_gpt2_params_from_tf_ckpt(prefix, {**SMALL, "n_ctx": 17})
     size = data.stat().st_size
-    os.truncate(data, size - 4)
-    with pytest.raises(ValueError, match=f"it has {size - 4:,} bytes, but its tensors take {size:,}"):
-        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
-    write_checkpoint(prefix, dict(reversed(tensors().items())))
+    for found in size - 4, size + 4, 0:
+        os.truncate(data, found)
+        with pytest.raises(ValueError, match=f"it has {found:,} bytes, but its tensors take {size:,}"):
+            utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+    write_checkpoint(prefix, {name: array.astype(np.float64) for name, array in tensors().items()})
     os.truncate(data, size // 2)
     with pytest.raises(ValueError, match="TensorFlow cannot read"):
         utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
-    os.truncate(index, 100)
-    with pytest.raises(ValueError, match="TensorFlow cannot read"):
-        utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
+    for n in 100, 1, 0:
+        os.truncate(index, n)
+        with pytest.raises(ValueError, match="model.ckpt.index is damaged"):
+            utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
     index.unlink()
     with pytest.raises(FileNotFoundError):
         utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
