@@ -547,7 +547,7 @@ def run(main, *text):
 
 
 def _fail(message):
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", re.sub(r"(\S{120})\S{120,}", r"\1...", " ".join(message.split())), file=sys.stderr)  # one line
     sys.exit(1)
 
 

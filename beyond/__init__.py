@@ -1,4 +1,4 @@
-"""What comes after gpt2.py: a chapter a file, each one idea. A chapter redefines what its idea changes; this is the seam.
+"""What comes after gpt2.py: a chapter a file, each one idea, which redefines what its idea changes. This is the seam.
 
 variant(gpt2, gelu=mine) is gpt2.py once more, as a module of its own, in which gelu means mine, wherever it is called:
 
@@ -15,6 +15,7 @@ A variant of a variant has the names of both.
 
 import importlib.util
 import os
+import sys
 
 
 def variant(module, **names):
@@ -25,3 +26,15 @@ def variant(module, **names):
     spec.loader.exec_module(copy)
     vars(copy).update(names, _names=names)
     return copy
+
+
+def _explain(kind, error, traceback):
+    """What a command says instead of a traceback where a package is missing."""
+    if issubclass(kind, ModuleNotFoundError):
+        print(f"error: {error.name} is not installed: pip install -r beyond/requirements.txt", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+if sys.argv[0] == "-m":  # python -m beyond.NAME, which imports this before the chapter
+    sys.excepthook = _explain

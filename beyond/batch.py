@@ -151,9 +151,9 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
             record = records.popleft()
             yield record if "error" in record else {**record, "completion": encoder.decode(ids)}
 
+    lines = enumerate(files.read_lines(prompts))
     with open(out, "ab+") as results:
         files.lock(results)
-        lines = enumerate(files.read_lines(prompts))
         kept, failed = whole_records(results, lines, out, prompts, settings)
         again = dict(zip([number for number, _ in failed], complete(failed)))
         if any("error" not in record for record in again.values()):  # they take their places all at once

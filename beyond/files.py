@@ -63,11 +63,14 @@ def decode(data, name):
 
 
 def read_lines(path):
-    """Yields the lines of a file as bytes, without their ends and without a byte-order mark."""
-    with open_bytes(path) as file:
-        for number, line in enumerate(file):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-            yield line.removesuffix(b"\n").removesuffix(b"\r")
+    """The lines of a file, which it opens at once: an iterator of bytes, without ends and without a byte-order mark."""
+    def lines(file):
+        with file:
+            for number, line in enumerate(file):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+                yield line.removesuffix(b"\n").removesuffix(b"\r")
+
+    return lines(open_bytes(path))
 
 
 def read_records(path, form):

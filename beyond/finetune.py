@@ -175,7 +175,7 @@ def main(data, out, model_size="124M", models_dir="models", method="lora", k=2, 
         seed: 0 or more: the same seed gives the same weights on the same machine.
     """
     settings = dict(locals())
-    check_settings(settings, ("learning_rate",), rank=(1, 10**5))
+    check_settings(settings, ("learning_rate",), rank=(1, 10**5), k=(1, 10**4))
     if method not in RATES:
         raise ValueError(f"method={method!r} must be one of {', '.join(RATES)}")
     files.check_new(out)
