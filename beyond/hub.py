@@ -61,7 +61,11 @@ def files_of(source, revision=None):
         except Exception:
             raise OSError(f"cannot reach the hub for {source}: {_line(error)}; it is not in the cache either: check "
                           f"the network and HF_HUB_OFFLINE, or give a folder") from None
-        return _files_in(folder), lambda names: folder
+        files = _files_in(folder)
+        if not any(name.endswith(".safetensors") for name in files):
+            raise OSError(f"the cache has only a part of {source}, and the hub cannot be reached: {_line(error)}; try "
+                          f"again with a network") from None
+        return files, lambda names: folder
     listed = {file.rfilename: (file.size or 0, file.lfs and file.lfs.sha256) for file in info.siblings}
     return listed, lambda names: _checked(source, listed, names, info.sha, fetch)
 
@@ -136,13 +140,13 @@ def choose_weights(source, folder, files):
     if not names:
         pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
         problem = f"only pickled weights, {min(pickled)}, in which code can hide" if pickled else "no weights"
-        raise ValueError(f"{source} has {problem}: look for {WEIGHTS} in another revision (refs/pr/1 often has it), or "
-                         f"save it as such with transformers where you trust it, and fetch that folder")
+        raise ValueError(f"{source} has {problem}: look for {WEIGHTS} in another revision (refs/pr/1 may have it), or, "
+                         f"if you trust it, save it with transformers and fetch that folder")
     return names
 
 
 def check_room(source, hparams, n_bytes, out):
-    """How many parameters there are. Raises ValueError or OSError, in time, if so few bytes cannot hold the model, or the disk cannot."""
+    """How many parameters the model has. Raises ValueError or OSError if its files or our disk cannot hold them."""
     n_vocab, n_ctx, n, _, n_layer = hparams.values()
     n_params = (n_vocab + n_ctx + 2) * n + n_layer * (12 * n + 13) * n
     if n_bytes < 2 * n_params:

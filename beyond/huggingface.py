@@ -103,7 +103,8 @@ def converted(tensors, name, by_layer):
 
 
 def check_new(out):
-    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
+    """Raises ValueError if out is there, other than as a folder in which a download has not finished a single file."""
+    if os.path.lexists(out) and not (os.path.isdir(out) and all(name.endswith(".part") for name in os.listdir(out))):
         raise ValueError(f"{out} is there already: use it, or name another with --out, or remove it")
 
 
@@ -121,6 +122,7 @@ def building(out):
         try:
             os.mkdir(f"{out}.part")
             yield f"{out}.part"
+            shutil.rmtree(out, ignore_errors=True)
             os.rename(f"{out}.part", out)
         except OSError as error:
             raise OSError(f"cannot write {out}: {error.strerror or error}; make room there, or name another folder "
@@ -160,22 +162,23 @@ def fetch(source, out, revision: str = None):
     folder = files_in([name for name in SMALL if name in files])
     config = vocabulary.read_json(folder, "config.json")
     hparams = read_config(source, config)
-    end = config.get("eos_token_id", 50256)
-    end = end[0] if isinstance(end, list) and end else end
-    tokens, merges = vocabulary.read_vocabulary(source, folder, files, hparams["n_vocab"], end)
+    tokens, merges = vocabulary.read_vocabulary(source, folder, files, hparams["n_vocab"], config.get("eos_token_id"))
     weights = choose_weights(source, folder, files)
     n_params = check_room(source, hparams, sum(files[name][0] for name in weights), out)
     folder = files_in(weights)
     tensors = open_weights([os.path.join(folder, name) for name in weights])
     check_weights(source, tensors, hparams)
     by_layer = config.get("scale_attn_by_inverse_layer_idx", False)
+    files = {
+        "checkpoint": 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n',
+        "hparams.json": json.dumps(hparams, indent=2) + "\n",
+        "encoder.json": json.dumps({token: id for id, token in enumerate(tokens)}),
+        "vocab.bpe": "\n".join(["#version: 0.2", *merges, ""])}
     with building(out) as part:
         save_checkpoint(os.path.join(part, "model.ckpt"), [f"model/{name}" for name in shapes(**hparams)],
                         lambda name: converted(tensors, name.removeprefix("model/"), by_layer))
-        write_text(part, "checkpoint", 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')
-        write_text(part, "hparams.json", json.dumps(hparams, indent=2) + "\n")
-        write_text(part, "encoder.json", json.dumps({token: id for id, token in enumerate(tokens)}))
-        write_text(part, "vocab.bpe", "\n".join(["#version: 0.2", *merges, ""]))
+        for name, text in files.items():
+            write_text(part, name, text)
         utils.load_encoder_hparams_and_params(os.path.basename(part), os.path.dirname(part))  # its checks, too
         check_openais(source, part, os.path.basename(os.path.abspath(out)))
     return f"{out}: {n_params:,} parameters, {len(tokens)} tokens, a context of {hparams['n_ctx']}"
@@ -194,13 +197,14 @@ def save(model_size, out, models_dir="models"):
 
     check_new(out)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    n_vocab, end = len(params["wte"]), encoder.encoder.get(vocabulary.END)
-    sizes = dict(zip(SIZES, [n_vocab, *[hparams[name] for name in utils.HPARAMS[1:]]]))
-    merges = [" ".join(pair) for pair in encoder.bpe_ranks]
-    ends = {"bos_token_id": end, "eos_token_id": end}
-    texts = vocabulary.tokenizer_files(encoder.encoder, merges, hparams["n_ctx"]) | {"generation_config.json": ends}
-    texts["config.json"] = {"architectures": [ARCHITECTURES[0]], **{key: values[0] for key, (values, _) in ONLY.items()
-                            if values[0] is not None}, **sizes, "n_ctx": hparams["n_ctx"], **ends, "torch_dtype": "float32"}
+    n_ctx, merges = hparams["n_ctx"], [" ".join(pair) for pair in encoder.bpe_ranks]
+    end = dict.fromkeys(["bos_token_id", "eos_token_id"], encoder.encoder.get(vocabulary.END))
+    sizes = dict(zip(SIZES, [len(params["wte"]), n_ctx, *[hparams[name] for name in utils.HPARAMS[2:]]]))
+    known = {key: values[0] for key, (values, _) in ONLY.items() if values[0] is not None}
+    files = {
+        "config.json": {"architectures": [ARCHITECTURES[0]], **known, **sizes, "n_ctx": n_ctx, **end,
+                        "torch_dtype": "float32"},
+        "generation_config.json": end, **vocabulary.tokenizer_files(encoder.encoder, merges, n_ctx)}
     tensors = {"transformer." + their_name(name): array for name, array in flat(params)}
     with building(out) as part:
         try:
@@ -208,8 +212,8 @@ def save(model_size, out, models_dir="models"):
             os.chmod(os.path.join(part, WEIGHTS), 0o644)  # safetensors lets nobody else read it
         except SafetensorError as error:
             raise OSError(str(error)) from None
-        for name, content in texts.items():
-            write_text(part, name, json.dumps(content, ensure_ascii=False, indent=None if "vocab" in content else 2))
+        for name, content in files.items():
+            write_text(part, name, json.dumps(content, ensure_ascii=False, indent=2))
         write_text(part, "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     return f"{out}: {sum(array.size for array in tensors.values()):,} parameters, {len(encoder.encoder)} tokens"
 

@@ -7,6 +7,8 @@ Both sides have the same two tables, token -> id and the merges by rank. There a
 - Added tokens, such as <|im_end|> or [PAD], are matched in the text itself, before it is cut. Their names are plain
   text, here in the byte alphabet like all others. Here they are generated, but never read from a text.
 - The end of text may have any name there, and config.json gives its id. Here it is called <|endoftext|>.
+
+Where a tokenizer there puts a space before every text (add_prefix_space), the prompt has to begin with one here.
 """
 
 import json
@@ -81,7 +83,8 @@ def spelled(text):
 def read_vocabulary(source, folder, files, n_vocab, end):
     """(the tokens by id, the merges) as encoder.json and vocab.bpe have them.
 
-    end: the id of the end of text, by the config. Added tokens from n_vocab on are left out, as no logit is theirs.
+    end: eos_token_id in config.json, an id, a list of them or None. Added tokens with ids of n_vocab or more are left out, as
+    no logit is theirs.
     Raises ValueError for a vocabulary with gaps, with bytes or merges that are no tokens, or without an end.
     """
     try:
@@ -93,8 +96,9 @@ def read_vocabulary(source, folder, files, n_vocab, end):
     tokens = {id: token if set(token) <= set(CHAR_TO_BYTE) else spelled(token) for token, id in vocab.items()}
     tokens |= {id: spelled(text) for id, text in added.items() if id < n_vocab}
     if sorted(tokens) != list(range(len(tokens))) or len(tokens) > n_vocab:
-        raise ValueError(f"{source} has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, and its weights "
-                         f"are for ids below {n_vocab}: they must be all from 0 up; choose another model")
+        raise ValueError(f"{source} has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, and weights for "
+                         f"the ids below {n_vocab}: ids must have no gap, and weights; choose another model")
+    end = end[0] if isinstance(end, list) and end else end
     name_the_end(source, tokens, end, read_json(folder, "tokenizer_config.json").get("eos_token"))
     names = set(tokens.values())
     if lacks := [char for char in CHAR_TO_BYTE if char not in names]:
@@ -108,10 +112,10 @@ def read_vocabulary(source, folder, files, n_vocab, end):
 
 
 def name_the_end(source, tokens, end, name):
-    """Calls the end of text <|endoftext|>: the id end or, where no token has that, the one called name or so already."""
+    """Calls the end of text <|endoftext|>: the id end or, where no token has that, the one with that name or name."""
     name = name.get("content") if isinstance(name, dict) else name
     ids = {token: id for id, token in tokens.items()}
-    found = end if end in tokens else ids.get(spelled(name or END), ids.get(END))
+    found = end if end in list(tokens) else ids.get(spelled(name or END), ids.get(END))
     if found is None:
         raise ValueError(f"{source} has no token that ends a text: neither eos_token_id={end} in config.json nor {END} "
                          f"is among its {len(tokens)} tokens; choose another model")

@@ -236,8 +236,8 @@ def test_what_is_taken_computes_what_transformers_does(fetched, form):
     found, folder = fetched
     assert found[form][0] is None
     assert sorted(os.listdir(folder / slug(form))) == sorted(utils.FILES)
-    encoder, hparams, params = utils.load_encoder_hparams_and_params(slug(form), str(folder))
-    assert hparams == hf.HPARAMS
+    assert json.loads((folder / slug(form) / "hparams.json").read_text()) == hf.HPARAMS
+    _, _, params = utils.load_encoder_hparams_and_params(slug(form), str(folder))
     logits = gpt2.gpt2(golden.inputs(hf.HPARAMS), **params, n_head=5)[::4]
     expected = GOLDEN[form if form in GOLDEN else "plain"]
     np.testing.assert_allclose(logits, expected[:, :logits.shape[1]], atol=2e-5)
@@ -357,7 +357,8 @@ def test_a_model_is_fetched_once(env, hub, tmp_path):
 
 
 @pytest.mark.parametrize("status, code, says", [
-    (401, "RepoNotFound", "private (HTTP 401)"), (403, "GatedRepo", "open to some only (HTTP 403)"), (404, "RepoNotFound", "(HTTP 404)")])
+    (401, "RepoNotFound", "private (HTTP 401)"), (403, "GatedRepo", "open to some only (HTTP 403)"),
+    (404, "RepoNotFound", "(HTTP 404)")])
 def test_a_repository_that_is_private_or_missing(env, hub, tmp_path, status, code, says):
     hub.status["me/plain"] = status, code
     try:
@@ -402,6 +403,7 @@ def test_a_fetch_that_is_killed_leaves_no_model_and_the_next_goes_on(env, hub, t
     process.wait()
     hub.slow = 0
     assert not (tmp_path / "out").exists()
+    assert_error(fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_HUB_OFFLINE": "1"}), "only a part of me/plain")
     hub.log.clear()
     assert fetch("me/plain", "--out", tmp_path / "out", env=env).returncode == 0
     assert hub.downloads() == ["model.safetensors"]
@@ -410,6 +412,15 @@ def test_a_fetch_that_is_killed_leaves_no_model_and_the_next_goes_on(env, hub, t
 def repository(tmp_path, **form):
     make(tmp_path / "there", **form)
     return str(tmp_path / "there")
+
+
+def test_where_gpt2_could_not_download_a_single_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint.part").write_text("")
+    huggingface.fetch(repository(tmp_path), str(tmp_path / "out"))
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES)
+    with pytest.raises(ValueError, match="is there already"):
+        huggingface.fetch(str(tmp_path / "there"), str(tmp_path / "out"))
 
 
 def test_what_a_kill_left_while_the_model_was_written_is_begun_anew(tmp_path):
@@ -423,7 +434,7 @@ def test_what_a_kill_left_while_the_model_was_written_is_begun_anew(tmp_path):
 def test_a_full_disk_leaves_nothing(tmp_path, word):
     source = [repository(tmp_path)] if word == "fetch" else ["shakespeare"]
     args = [sys.executable, "-m", "beyond.huggingface", word, *source, "--out", str(tmp_path / "out")]
-    code = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000)); os.execv(sys.argv[1], sys.argv[1:])"
+    code = "import os, resource as r, sys; r.setrlimit(r.RLIMIT_FSIZE, (50000, 50000)); os.execv(sys.argv[1], sys.argv[1:])"
     done = command("-c", code, *args, program=None, cwd=ROOT)
     assert_error(done, f"cannot write {tmp_path}/out: ", "make room")
     assert not [name for name in os.listdir(tmp_path) if name.startswith("out")]
