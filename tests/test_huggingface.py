@@ -464,6 +464,14 @@ def test_two_at_once(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES)
 
 
+def test_a_model_that_another_process_has_made_meanwhile_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "hparams.json").write_text("theirs")
+    with pytest.raises(ValueError, match="is there already"), huggingface.building(str(tmp_path / "out")):
+        pass
+    assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["theirs"]
+
+
 # --- and back ---
 
 
