@@ -70,21 +70,21 @@ def download_gpt2_files(model_size, model_dir):
     """
     base = os.environ.get("GPT2_MODELS_URL") or "https://openaipublic.blob.core.windows.net/gpt-2/models"
     os.makedirs(model_dir, exist_ok=True)
-    with _locked(model_dir):
+    with locked(model_dir):
         for name in FILES:
             url, path = f"{base.rstrip('/')}/{model_size}/{name}", os.path.join(model_dir, name)
             digest = SHA256.get(model_size, {}).get(name)
             size = DATA_BYTES.get(model_size) if name == DATA else None
-            if (digest or size) and os.path.exists(path) and not _problem(path, digest, size):
+            if (digest or size) and os.path.exists(path) and not problem_of(path, digest, size):
                 continue
             _fetch(url, path + ".part")
-            if problem := _problem(path + ".part", digest, size):
+            if problem := problem_of(path + ".part", digest, size):
                 os.remove(path + ".part")
                 raise OSError(f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address")
             os.replace(path + ".part", path)
 
 
-def _problem(path, digest, size):
+def problem_of(path, digest, size):
     """What is wrong with a file of which digest and size may be known, or None."""
     if size and os.path.getsize(path) != size:
         return f"has {os.path.getsize(path):,} bytes instead of {size:,}"
@@ -98,7 +98,7 @@ def _problem(path, digest, size):
 
 
 @contextlib.contextmanager
-def _locked(folder):
+def locked(folder):
     """Lets one process at a time into the block. The lock ends with its process, however that ends."""
     try:
         import fcntl
@@ -246,18 +246,11 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
     the file. What has another type or several files goes through TensorFlow. Raises ValueError or OSError for a
     checkpoint that is not whole or does not fit hparams.
     """
-    n_vocab, n_ctx, n_embd, _, n_layer = [hparams[name] for name in HPARAMS]
     n_shards, index = _read_index(tf_ckpt_path + ".index")
-    if f"model/h{n_layer - 1}/ln_1/g" not in index:  # before a list is made of millions
-        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: it has no model/h{n_layer - 1}/ln_1/g, which "
-                         f"n_layer={n_layer} takes")
-    shapes = {"wte": [n_vocab, n_embd], "wpe": [n_ctx, n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
-    layers = {"attn/c_attn": (1, 3), "attn/c_proj": (1, 1), "mlp/c_fc": (1, 4), "mlp/c_proj": (4, 1)}
-    for i in range(n_layer):
-        for name, (n_in, n_out) in layers.items():
-            shapes[f"h{i}/{name}/w"], shapes[f"h{i}/{name}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
-        for name in "ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b":
-            shapes[f"h{i}/{name}"] = [n_embd]
+    if (last := f"model/h{hparams['n_layer'] - 1}/ln_1/g") not in index:  # before a list is made of millions
+        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: it has no {last}, which n_layer="
+                         f"{hparams['n_layer']} takes")
+    shapes = shapes_of(**{name: hparams[name] for name in HPARAMS})
     for name, shape in shapes.items():
         dtype, found, *_ = index.get(f"model/{name}", (None, "missing"))
         if found not in (shape, [1, *shape]):  # OpenAI's w has the shape [1, n_in, n_out]
@@ -266,7 +259,7 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
             raise ValueError(f"{tf_ckpt_path} has numbers of another kind (DataType {dtype}) in {name}: they must be "
                              f"{', '.join(FLOATS.values())}")
 
-    params = {"blocks": [{} for _ in range(n_layer)]}
+    params = {"blocks": [{} for _ in range(hparams["n_layer"])]}
     arrays = _map(tf_ckpt_path, shapes, index) if n_shards == 1 else None
     for name, array in (arrays or _read_with_tensorflow(tf_ckpt_path, shapes)).items():
         *folders, last = name.split("/")  # h3/attn/c_attn/w becomes params["blocks"][3]["attn"]["c_attn"]["w"]
@@ -275,6 +268,18 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
             node = node.setdefault(folder, {})
         node[last] = array
     return params
+
+
+def shapes_of(n_vocab, n_ctx, n_embd, n_head, n_layer):
+    """{name: [sizes]} of all tensors, named as in the checkpoint without "model/"."""
+    shapes = {"wte": [n_vocab, n_embd], "wpe": [n_ctx, n_embd], "ln_f/g": [n_embd], "ln_f/b": [n_embd]}
+    layers = {"attn/c_attn": (1, 3), "attn/c_proj": (1, 1), "mlp/c_fc": (1, 4), "mlp/c_proj": (4, 1)}
+    for i in range(n_layer):
+        for name, (n_in, n_out) in layers.items():
+            shapes[f"h{i}/{name}/w"], shapes[f"h{i}/{name}/b"] = [n_in * n_embd, n_out * n_embd], [n_out * n_embd]
+        for name in "ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b":
+            shapes[f"h{i}/{name}"] = [n_embd]
+    return shapes
 
 
 FLOATS = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # TensorFlow's numbers for types, types.proto
@@ -513,9 +518,9 @@ def run(main, *text):
         if isinstance(main, dict):
             word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
             if word in ("-h", "--help"):
-                print(*(f"{_usage(main[word], word)}\n    {inspect.getdoc(main[word]).splitlines()[0]}\n" for word in main),
-                      "--help after the word tells more.", sep="\n")
-                return
+                for word, one in main.items():
+                    print(f"{_usage(one, word)}\n    {inspect.getdoc(one).splitlines()[0]}\n")
+                return print("--help after the word tells more.")
             if word not in main:
                 raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see {[*main][0]} --help")
             sys.argv[0], main = f"{sys.argv[0]} {word}", main[word]
@@ -606,5 +611,6 @@ def _help(main):
     lines = [_usage(main), "", what.strip(), ""]
     for name, one in inspect.signature(main).parameters.items():
         default = "Required." if one.default is one.empty else f"Default: {one.default!r}"
-        lines += [f"    --{name}={name.upper()}", f"        {default}", f"        {' '.join(texts.get(name, '').split())}"]
+        text = " ".join(texts.get(name, "").split())
+        lines += [f"    --{name}={name.upper()}", f"        {default}", f"        {text}"]
     return "\n".join(lines)

@@ -11,8 +11,9 @@ prints, for the last tenth of Shakespeare, of which the model has seen nothing:
 The loss of a token is -log p, in nats, of what comes next given what stands before. Each token is paid for once, in
 windows of n_ctx tokens that begin every stride tokens: all but the first n_ctx tokens see at least n_ctx - stride
 tokens before them, so a small stride is nearer to the truth and takes longer. The first token follows <|endoftext|>,
-as documents did in training; where the vocabulary has none, scoring begins with the second. A file that ends in .jsonl holds passages, {"text": ...} a line, as LAMBADA's test has
-them (https://arxiv.org/abs/1606.06031): counted are those whose last word greedy decoding gives, token by token.
+as documents did in training; where the vocabulary has none, scoring begins with the second. A file that ends in .jsonl
+holds passages, {"text": ...} in each line, as LAMBADA's test has them (https://arxiv.org/abs/1606.06031): counted are
+those whose last word greedy decoding gives, token by token.
 
 Zero-shot results of OpenAI's models, as the paper has them (Radford et al. 2019, table 3, https://cdn.openai.com/
 better-language-models/language_models_are_unsupervised_multitask_learners.pdf), after its own cleaning of the texts:

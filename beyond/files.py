@@ -1,14 +1,14 @@
 """Files, for all chapters: how a text is read, when an output may be written, and what makes two runs the same work.
 
-Reading. A text that is scored or learned is kept byte for byte, ends of lines and a byte-order mark included (read_text).
+Reading. A text that is scored or learned is kept byte for byte, with its ends of lines and byte-order mark (read_text).
 Where a line or a field means something by itself, a prompt, a task, a row of a table, its end, LF or CRLF, and a
 byte-order mark before the first one are no part of it (read_lines, read_table; utils.read_prompt does the same).
 
 Writing. An output is written only over what the same command made, which it has to prove; never over an input, a device
 or a folder; and it takes its place whole (check_new, check_file, write_whole).
 
-The same work. A run that goes on from a file proves that everything that decides its result is as it was: settings, data
-and the base model, the latter two by digest (same_work).
+The same work. A run that goes on from a file proves that everything that decides its result is as it was: settings,
+data and the base model, the latter two by digest (same_work).
 """
 
 import csv

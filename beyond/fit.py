@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
 import utils
-from beyond import checkpoint, files
+from beyond import files
 
 # --- optimizers ---
 
@@ -239,7 +239,6 @@ def check_settings(settings, optional=(), **ranges):
 
     ranges: {name: (low, high)} of what is not in RANGES; optional: the names that may be None.
     """
-    checkpoint.check_tensorflow()  # without it, training would run to its first save, and fail
     for name, limits in {**RANGES, **ranges}.items():
         if name in settings and not (name in optional and settings[name] is None):
             utils.check(name, settings[name], *limits)

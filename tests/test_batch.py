@@ -117,7 +117,15 @@ def test_errors(tmp_path):
     (tmp_path / "prompts.txt").write_text("a\nb\n")
     for content in '{"prompt": "b", "completion": ""}\n', "no JSON\n", '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n', "3\n":
         (tmp_path / "out.jsonl").write_text(content)
-        assert_error(run(tmp_path), "out.jsonl is there already", "prompts.txt", "another out")
+        assert_error(run(tmp_path), "out.jsonl is there already", "another out")
         assert (tmp_path / "out.jsonl").read_text() == content
+    (tmp_path / "out.jsonl").unlink()
+    assert run(tmp_path, "--n_tokens_to_generate=2").returncode == 0
+    good = (tmp_path / "out.jsonl").read_text()
+    for content in good.replace('"a"', '"b"'), good + good, "3\n", good.replace("completion", "x"):
+        (tmp_path / "out.jsonl").write_text(content)
+        assert_error(run(tmp_path, "--n_tokens_to_generate=2"), "out.jsonl is there already", "line ", "prompts.txt", "another out")
+        assert (tmp_path / "out.jsonl").read_text() == content
+    (tmp_path / "out.jsonl").unlink()
     for flag, parts in (("--batch_size=0", ["batch_size=0"]), ("--temperature=-1", ["temperature=-1"]), ("--models_dir=x/y", ["x/y"])):
         assert_error(run(tmp_path, flag), *parts)
