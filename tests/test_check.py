@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-import time
 
-import gpt2_pico
 import numpy as np
 import pytest
 from conftest import ROOT, assert_error, command
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from learners import MADE, ONE, OTHER
 
 import gpt2
-from tutorial import check, judge, mistakes
+from tutorial import judge, mistakes
 from tutorial.inputs import inputs
 from utils import load_encoder_hparams_and_params
 
@@ -190,12 +188,12 @@ def test_the_command(tmp_path):
 
 def test_a_file_that_loops_exits_and_prints(tmp_path):
     text = ONE + "def gelu(x):\n    while True:\n        x = x + 0\n\ndef softmax(x):\n    import os\n    os._exit(3)\n" \
-        "def linear(x, w, b):\n    import os\n    for _ in range(20): os.write(1, b'noise' * 100); print('noise')\n    return x @ w + b\n"
-    done = tell(tmp_path, text, "--seconds=2")
+        "def linear(x, w, b):\n    import os\n    os.write(1, b'noise' * 100); print('noise' * 100)\n    return x @ w + b\n"
+    done = tell(tmp_path, text, "--seconds=4")
     said, line = done.stdout.decode(), len(ONE.splitlines())
     assert done.returncode == 1 and done.stderr == b"" and len(said) < 2000
     assert "wrong: time" in said and (f"Line {line + 2} is" in said or f"Line {line + 3} is" in said)
-    assert "wrong: exit" in said and "status 3" in said and "It prints: noise" in said and "8 right, 2 wrong" in said
+    assert "wrong: exit" in said and "status 3" in said and "It prints: noisenoise" in said and "8 right, 2 wrong" in said
 
 
 @pytest.mark.parametrize("text, parts", [

@@ -138,7 +138,7 @@ def report(findings):
     """What is printed: a line for each function, and what is wrong below it."""
     lines = []
     for (name, status, mistakes, text), line in findings:
-        named = ", ".join(mistakes) if status == "wrong" else ""
+        named = ", ".join(name for name in mistakes if name != "unknown") if status == "wrong" else ""
         status = {"to do": "still to do", "waits": "not tried"}.get(status, status)
         lines.append(f"{name:18} {status}{f': {named}' if named else ''}{f' (line {line})' if line and named else ''}")
         lines += [f"    {part}" for part in text.splitlines()]

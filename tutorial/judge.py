@@ -276,8 +276,8 @@ def form(name, function, cases):
     return cases, wrap
 
 
-def stand_in(name, mine, wrap=lambda right: right):
-    """Ours in place of a function that is wrong, missing or still to do. mine: the reader's, if there is one."""
+def stand_in(name, wrap=lambda right: right):
+    """Ours in place of a function that is wrong, missing or still to do."""
     right = wrap(RIGHT[name])
 
     def ours(*args, **kwargs):
@@ -308,12 +308,12 @@ def check(namespace, cases, only=None, skip=(), before=lambda name: None):
     added = [name for name in RIGHT if name not in namespace]
     needed = list(RIGHT) if only is None else [only, *called_by(only)]
     try:
-        namespace.update({name: stand_in(name, None) for name in RIGHT if name not in mine and (name in added)})
+        namespace.update({name: stand_in(name) for name in added})
         for name in RIGHT:
             if name not in mine:
                 finding = Finding(name, "to do")
             elif name in skip or name not in needed:
-                namespace[name], finding = stand_in(name, mine[name]), None
+                namespace[name], finding = stand_in(name), None
             else:
                 before(name)
                 finding = try_one(name, mine[name], cases[name], namespace, mine)
@@ -340,5 +340,5 @@ def try_one(name, function, cases, namespace, mine):
         text = f"It cannot be tried yet: it calls {other}, which has to be right first."
         finding = Finding(name, "waits", ["waits"], text)
     if finding.status != "right":
-        namespace[name] = stand_in(name, function, wrap or (lambda right: right))
+        namespace[name] = stand_in(name, wrap or (lambda right: right))
     return finding
