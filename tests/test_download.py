@@ -264,7 +264,7 @@ def test_a_server_that_stalls(fetch, server, files, monkeypatch):
 
 def test_no_network(fetch, server, monkeypatch):
     monkeypatch.setenv("GPT2_MODELS_URL", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="cannot fetch http://127.0.0.1:9/124M/checkpoint, Connection refused; check the network and GPT2_MODELS_URL, or take --model_size=shakespeare"):
+    with pytest.raises(OSError, match="cannot fetch http://127.0.0.1:9/124M/checkpoint: Connection refused; check the network and GPT2_MODELS_URL, or take --model_size=shakespeare"):
         fetch()
 
 
