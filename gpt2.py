@@ -145,7 +145,11 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     return encoder.decode(generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
 
 
-if __name__ == "__main__":
+def command():
     from utils import run
 
     run(main, "prompt", "model_size", "models_dir")
+
+
+if __name__ == "__main__":
+    command()

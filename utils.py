@@ -24,6 +24,7 @@ import numpy as np
 
 from encoder import get_encoder
 
+VERSION = "1.0.0"
 DATA = "model.ckpt.data-00000-of-00001"
 FILES = ["checkpoint", "encoder.json", "hparams.json", DATA, "model.ckpt.index", "model.ckpt.meta", "vocab.bpe"]
 HPARAMS = ["n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"]
@@ -204,10 +205,19 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 
 def folder_of(model_size, models_dir):
-    """models_dir/model_size; models_dir "models" is beside this file, unless the current folder has that model."""
+    """models_dir/model_size. For the models_dir "models", the first of these that has the model: that folder here; the
+    one beside this file; the one that came with pip install; the one for downloads, PICOGPT_MODELS or the platform's."""
     check_name(str(model_size))
-    if models_dir == "models" and not os.path.isdir(os.path.join(models_dir, str(model_size))):
-        models_dir = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
+    if models_dir == "models":
+        beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
+        installed = os.path.join(sys.prefix, "share", "picogpt", "models")
+        downloads = os.environ.get("PICOGPT_MODELS") or (beside if os.path.isdir(beside) else None)
+        if downloads is None:
+            from platformdirs import user_cache_dir
+
+            downloads = os.path.join(user_cache_dir("picogpt", False), "models")
+        places = [models_dir, beside, installed]
+        models_dir = next((place for place in places if os.path.isdir(os.path.join(place, str(model_size)))), downloads)
     return os.path.join(models_dir, str(model_size))
 
 
@@ -524,6 +534,8 @@ def run(main, *text):
             if word not in main:
                 raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see {[*main][0]} --help")
             sys.argv[0], main = f"{sys.argv[0]} {word}", main[word]
+        if "--version" in sys.argv[1:]:
+            return print(f"PicoGPT {VERSION}")
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(_help(main))
             return
