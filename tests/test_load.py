@@ -219,3 +219,19 @@ def test_models_beside_the_program_are_found_from_anywhere(own_models_dir, tmp_p
     assert utils.load_encoder_hparams_and_params("tiny", "models")[1] == TINY
     with pytest.raises(ValueError, match="unknown"):
         utils.load_encoder_hparams_and_params("tiny", "models/")
+
+
+def test_where_models_are_looked_for(own_models_dir, tmp_path, monkeypatch):
+    """Installed by pip, there is no folder beside the program: what came along, then what was downloaded."""
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(utils, "__file__", str(tmp_path / "site-packages" / "utils.py"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
+    monkeypatch.delenv("PICOGPT_MODELS", raising=False)
+    if sys.platform == "linux":
+        assert utils.folder_of("124M", "models") == str(tmp_path / "cache" / "picogpt" / "models" / "124M")
+    monkeypatch.setenv("PICOGPT_MODELS", str(tmp_path / "mine"))
+    assert utils.folder_of("124M", "models") == str(tmp_path / "mine" / "124M")
+    (tmp_path / "prefix" / "share" / "picogpt").mkdir(parents=True)
+    os.rename(own_models_dir, tmp_path / "prefix" / "share" / "picogpt" / "models")
+    assert utils.load_encoder_hparams_and_params("tiny", "models")[1] == TINY

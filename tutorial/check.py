@@ -162,7 +162,7 @@ def main(path: str, only: str = None, watch=False, seconds=20):
     from utils import check as check_option
 
     check_option("seconds", seconds, 1.0, 86400.0)
-    check_option("watch", int(watch) if isinstance(watch, bool) else watch, int, 0, 1, "given without a value")
+    check_option("watch", int(watch) if isinstance(watch, bool) else watch, 0, 1, "given without a value")
     names = [*NAMES, "hidden_states"]
     if only is not None and only not in names:
         raise ValueError(f"only={only!r} must be one of {', '.join(names)}")
