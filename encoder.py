@@ -37,7 +37,7 @@ from itertools import chain
 import regex
 
 # The byte alphabet: the files are text, so each byte needs a character that can be seen. The 188 printable bytes of
-# Latin-1 stand for themselves; the other 68 (controls, the space, 0xAD) take the characters from 256 on: the space
+# Latin-1 stand for themselves; the other 68 (controls, the space, 0xAD) take the characters from 256 up: the space
 # is Ġ (288), the newline Ċ (266). The order is that of the first 256 token ids.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
@@ -52,7 +52,7 @@ BRANCHES = r"""
   | [ ]?[\p{N}]+            # digits and other numerals, likewise
   | [ ]?[^\s\p{L}\p{N}]+    # anything else that can be seen: punctuation, symbols, emoji
   | \s+(?!\S)               # white space, but for its last character if a word follows:
-  | \s+                     # that one stands alone, or is the space that begins the word
+  | \s+                     # that one is a word itself, or is the space that begins the word
 """
 WORDS = regex.compile(BRANCHES, regex.VERBOSE)
 # Most English text is ASCII, where \p{L} is A-Za-z: then Python's own re, which knows no \p, takes half the time.

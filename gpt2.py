@@ -3,7 +3,7 @@
     python gpt2.py "Alan Turing theorized that computers would one day become"
 
 Read from top to bottom: the small layers, attention, the block, the model, sampling, generation, the command line.
-Shapes stand behind each def: n_seq tokens, each a vector of n_embd numbers; a head works on d = n_embd / n_head.
+Shapes are given after each def: n_seq tokens, each a vector of n_embd numbers; a head works on d = n_embd / n_head.
 Parameters have the names of OpenAI's checkpoint, so **block and **ln_1 wire them. All arrays are float32.
 """
 
@@ -72,7 +72,7 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):  # [n_
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache=None, past=0):  # [n_seq] -> [n_seq, n_embd]
     wte, inputs = np.asarray(wte), np.asarray(inputs)  # no copies; JAX wants arrays of its own here
-    x = wte[inputs] + wpe[past:past + len(inputs)]  # what the token is + where it stands
+    x = wte[inputs] + wpe[past:past + len(inputs)]  # what the token is + where it is
     for block, kv in zip(blocks, cache or [None] * len(blocks)):
         x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
     return layer_norm(x, **ln_f)

@@ -8,7 +8,7 @@ prints, for the last tenth of Shakespeare, of which the model has seen nothing:
     loss 3.2214 nats a token
     perplexity 25.06 a token, 2697.48 a word, 2.0593 bits a byte
 
-The loss of a token is -log p, in nats, of what comes next given what stands before. Each token is paid for once, in
+The loss of a token is -log p, in nats, of what comes next given what comes before. Each token is paid for once, in
 windows of n_ctx tokens that begin every stride tokens: all but the first n_ctx tokens see at least n_ctx - stride
 tokens before them, so a small stride is nearer to the truth and takes longer. The first token follows <|endoftext|>,
 as documents did in training; where the vocabulary has none, scoring begins with the second. A file that ends in .jsonl

@@ -12,7 +12,7 @@ teaches Shakespeare Python. Of 2,915,328 parameters, and from a held-out loss of
     head            384 parameters trained   (0.01%), held-out loss 6.22
 
 What learns is full, all parameters; last_k, the last k blocks and ln_f; head, ln_f alone, as wte is the projection,
-too; adapter, a small network behind attention and one behind the mlp of each block (https://arxiv.org/abs/1902.00751);
+too; adapter, a small network after attention and one after the mlp of each block (https://arxiv.org/abs/1902.00751);
 lora, two thin matrices a, b for each c_attn, which works with w + a @ b (https://arxiv.org/abs/2106.09685). All else
 stays as it is. --out becomes a model for gpt2.py; what the last two learned is in one small file too, so that a
 hundred tasks are a hundred small files beside one model: here 15 MB, where a hundred models would be 1.2 GB. An adapter

@@ -6,10 +6,10 @@ On tinyshakespeare that takes two seconds and prints
 
     models/NAME: 1024 tokens; the text's 1,115,394 characters take 459,913, 2.43 a token
 
-encoder.py replays merges; here they are found. Count how often each pair of neighbouring symbols stands in the text,
+encoder.py replays merges; here they are found. Count how often each pair of neighbouring symbols is in the text,
 join the most frequent one everywhere, and begin again: each round adds one token. Two things make that fast: a text
 has few different words, so each is kept once with its count; and a merge changes the pairs only of the words that it
-stands in, so only those are counted anew. Of pairs that are equally frequent, the one of the older tokens comes first.
+is in, so only those are counted anew. Of pairs that are equally frequent, the one of the older tokens comes first.
 
 It writes encoder.json and vocab.bpe as GPT-2 has them: 256 bytes, the merges by rank, <|endoftext|> last.
 Sennrich et al. 2016, algorithm 1, https://arxiv.org/abs/1508.07909.
@@ -35,7 +35,7 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
     utils.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
     words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in Counter(WORDS.findall(text)).items()]
-    counts, words_with = Counter(), defaultdict(set)  # of each pair: how often it stands there, and where
+    counts, words_with = Counter(), defaultdict(set)  # of each pair: how often it is there, and where
     for i, (symbols, n) in enumerate(words):
         for pair in zip(symbols, symbols[1:]):
             counts[pair] += n

@@ -6,7 +6,7 @@ takes three minutes on two cores and prints
 
     models/mine: held-out loss 4.1423 nats a token, 1.9109 a character
 
-The forward pass is gpt2.gpt2 as it stands, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the
+The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the
 gradients, jax.jit the speed. Redefined is transformer_block alone, for dropout; the rest is what a model needs to
 learn well. The loop itself is beyond/fit.py's, which other chapters share.
 """

@@ -1,16 +1,13 @@
 """The programs as their users meet them: in a process of its own, judged by stdout, stderr and exit status."""
 
-import fcntl
 import inspect
 import os
-import pty
 import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 from conftest import ROOT, assert_error, command
@@ -18,6 +15,8 @@ from conftest import ROOT, assert_error, command
 import gpt2
 import gpt2_pico
 import utils
+
+fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))  # these tests need a Unix
 
 PROGRAMS = ["gpt2.py", "gpt2_pico.py"]
 

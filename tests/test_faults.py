@@ -253,7 +253,7 @@ def test_a_vocabulary_is_not_replaced_by_another(work):
 
 
 def test_two_runs_on_one_output_do_not_mix(work):
-    import fcntl
+    fcntl = pytest.importorskip("fcntl")
     with open("new", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert_refused(run("batch", *RUNS["batch"]), "another process is writing to new")
@@ -728,6 +728,49 @@ def test_what_is_not_installed_is_named(tmp_path, module):
     (tmp_path / "jax.py").write_text("raise ModuleNotFoundError(\"No module named 'jax'\", name='jax')")
     done = command("-m", f"beyond.{module}", "--help", program=None, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)})
     assert_error(done, "jax", "pip install -r beyond/requirements.txt")
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "beyond").glob("*.py") if "__main__" in path.read_text("utf-8")))
+def test_a_chapter_run_by_its_path_says_how(module):
+    assert_error(command(f"beyond/{module}.py", program=None, cwd=ROOT), f"python -m beyond.{module}")
+
+
+def test_an_older_python_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    assert_refused(run("gpt2", "a"), "needs Python 3.10")
+
+
+def test_prompts_of_several_lines(work):
+    (work / "prompts.jsonl").write_text('{"prompt": "O,\\nmy"}\n{"prompt": "\\ud83d é"}\n[1]\n', "utf-8")
+    assert run("batch", "prompts.jsonl", *RUNS["batch"][1:])[:2] == (0, "new: 3 lines, 1 of those written now with an error\n")
+    first, second, third = (json.loads(line) for line in (work / "new").read_bytes().splitlines())
+    assert first["completion"] + "\n" == run("gpt2", "O,\nmy", 3, "small", "models")[1]
+    assert second["prompt"] == "\ud83d é" and " é" in (work / "new").read_text("utf-8")
+    assert 'must be JSON like {"prompt": "a text"}' in third["error"]
+
+
+def test_prompt_txt_has_the_form_of_its_tasks(work):
+    for tasks, form in (False, finetune.prompt_of("{instruction}")), (True, finetune.PROMPT):
+        (work / "tasks.jsonl").write_text("".join(json.dumps({"instruction": f"{i}?", "output": "a", **({"input": "b"} if tasks else {})}) + "\n" for i in range(12)))
+        assert run("finetune", "tasks.jsonl", *RUNS["finetune"][1:])[0] == 0
+        assert (work / "new" / "prompt.txt").read_text() == form + "\n"
+        shutil.rmtree("new")
+    (work / "tasks.json").write_text("[]")
+    assert_refused(run("finetune", "tasks.json", *RUNS["finetune"][1:]), "tasks.json", ".jsonl")
+
+
+def test_what_comes_is_told_before_it_begins(work):
+    _, _, err = run("finetune", *RUNS["finetune"])
+    assert err.splitlines()[0].startswith("at most 4 steps: about 0.") and "GB of memory" in err.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself(work, name):
+    status, out, err = run(name, "--help")
+    assert (status, err) == (0, "") and "As for gpt2.py" not in out and "[--FLAG=VALUE ...]" in out.splitlines()[0]
+    blocks = out.split("\n    --")[1:]
+    assert [block.partition("=")[0] for block in blocks] == all_flags(name)
+    assert all(len(block.splitlines()[2].strip()) > 5 for block in blocks), out
 
 
 def test_threads_do_not_disturb_each_other():
