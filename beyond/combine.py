@@ -14,14 +14,14 @@ import utils
 from beyond import variant
 
 
-def load(model_size, models_dir, kernels=False, bits=None, out=None):
+def load(model_size, models_dir, kernels=False, bits=None, weights=None):
     """(gpt2 or kernels.model, encoder, hparams, params). Raises ValueError or OSError, as when Numba is missing."""
     model = gpt2
     if bits is not None:
         from beyond import quantize
-        encoder, hparams, params = quantize.load(model_size, models_dir, bits, out)
-    elif out is not None:
-        raise ValueError(f"out={out!r} is where quantized weights go: give bits, 8 or 4, too")
+        encoder, hparams, params = quantize.load(model_size, models_dir, bits, weights)
+    elif weights is not None:
+        raise ValueError(f"weights={weights!r} is where quantized weights go: give bits, 8 or 4, too")
     else:
         encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     if kernels:
@@ -32,7 +32,7 @@ def load(model_size, models_dir, kernels=False, bits=None, out=None):
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
          top_k: int = None, top_p: float = None, seed: int = None, *, kernels=False, bits: int = None,
-         lookahead=False, out: str = None):
+         lookahead=False, weights: str = None):
     """Continues a text with GPT-2 and prints the continuation.
 
     Args:
@@ -47,14 +47,13 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
         kernels: Compiles the small layers. beyond.kernels always does.
         bits: 8 or 4: quantizes the weights. beyond.quantize has 8, if nothing is said.
         lookahead: Guesses the next tokens, and tells how many came a pass. beyond.lookahead always does.
-        out: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
+        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     options = n_tokens_to_generate, temperature, top_k, top_p, seed
     utils.check_options(*options)
     prompt = utils.read_prompt(prompt)
-    model, encoder, hparams, params = load(model_size, models_dir, kernels, bits, out)
-    end_of_text = encoder.encoder.get("<|endoftext|>")
-    inputs = encoder.encode(prompt) or [end_of_text]
+    model, encoder, hparams, params = load(model_size, models_dir, kernels, bits, weights)
+    inputs, end_of_text = utils.encode_prompt(encoder, prompt), encoder.encoder.get("<|endoftext|>")
     if not lookahead:
         return encoder.decode(model.generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
     from beyond import lookahead as guessing
@@ -70,4 +69,4 @@ def run(**defaults):
     @functools.wraps(main)
     def chosen(*args, **kwargs):
         return main(*args, **{**defaults, **kwargs})
-    utils.run(chosen, "prompt", "model_size", "models_dir", "out")
+    utils.run(chosen, "prompt", "model_size", "models_dir", "weights")

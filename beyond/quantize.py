@@ -8,7 +8,7 @@ whole numbers, too, up to 15 bits, a scale for each row, as it comes; then all i
 exactly, and scaled once. A weight matrix here is an object that knows how to multiply: x @ w in gpt2.linear calls its
 __rmatmul__, so gpt2.py and all chapters that call it run with quantized params as they are.
 
-The first start writes the quantized model, once, beside the checkpoint (model.int8 or model.int4) or to --out; from
+The first start writes the quantized model, once, beside the checkpoint (model.int8 or model.int4) or where --weights says; from
 then on it is mapped, and the checkpoint itself is not read. It knows the checkpoint it came from: another one under
 the same name is noticed.
 """
@@ -17,12 +17,12 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 
 import numpy as np
 from numba import prange
 
 import utils
+from beyond import files
 from beyond.lanes import add_products, as_floats, compiled, fma, load16, no_floats, no_ints, store16
 
 FORMAT = "PicoGPT quantized 1"
@@ -198,34 +198,29 @@ def identity(model_dir):
 def write(params, bits, checkpoint, path):
     """Writes quantized params: a header of HEADER bytes, JSON, then the arrays, each from a multiple of 64 bytes on.
 
-    Under a name of its own first, so that path is whole or not there, and two processes do not disturb each other.
     """
     arrays, end = [], HEADER
     for name, array in flat(params):
         arrays.append([name, str(array.dtype), array.shape, end])
         end += -(-array.nbytes // 64) * 64
-    handle, part = tempfile.mkstemp(".part", os.path.basename(path) + ".", os.path.dirname(path) or ".")
-    try:
-        with open(handle, "wb") as file:
+
+    def fill(part):
+        with open(part, "wb") as file:
             for (_, array), (*_, begin) in zip(flat(params), arrays):
                 file.seek(begin)
                 file.write(np.ascontiguousarray(array))
             file.truncate(end)
             file.flush()
             header = {"format": FORMAT, "bits": bits, "checkpoint": checkpoint, "pieces": pieces(part, HEADER)}
-            text = json.dumps({**header, "arrays": arrays}).encode()
             file.seek(0)
-            file.write(text.ljust(HEADER))
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+            file.write(json.dumps({**header, "arrays": arrays}).encode().ljust(HEADER))
+
+    files.write_whole(path, fill)
 
 
 def read(path, bits, checkpoint, hparams):
     """The params in a file of write's, mapped, or None if they are another checkpoint's. ValueError: no such file."""
-    way_out = "remove it, or name another file with out"
+    way_out = "remove it, or name another file with weights"
     with open(path, "rb") as file:
         try:
             header = json.loads(file.read(HEADER))
@@ -262,23 +257,25 @@ def read(path, bits, checkpoint, hparams):
         for i in range(hparams["n_layer"])]}
 
 
-def load(model_size, models_dir, bits=8, out=None):
-    """(encoder, hparams, params) as utils gives them, the params quantized: mapped from out, or made and written there.
+def load(model_size, models_dir, bits=8, weights=None):
+    """(encoder, hparams, params) as utils gives them, the params quantized: mapped from a file, or made and written there.
 
-    out: a file; by default model.int8 or model.int4 in the model's folder. Raises ValueError or OSError.
+    weights: a file; by default model.int8 or model.int4 in the model's folder. Raises ValueError or OSError.
     """
     if bits not in GROUP or isinstance(bits, bool):
         raise ValueError(f"bits={bits!r} must be 8 or 4")
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     model_dir = utils.folder_of(model_size, models_dir)
-    path = os.path.join(model_dir, f"model.int{bits}") if out is None else str(out)
+    path = os.path.join(model_dir, f"model.int{bits}") if weights is None else str(weights)
     checkpoint = identity(model_dir)
     found = read(path, bits, checkpoint, hparams) if os.path.exists(path) else None
     if found is None:
-        folder = os.path.dirname(path) or "."
-        if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-            raise ValueError(f"cannot write {path}: {folder} is no folder that may be written to; name a file with out")
-        write(convert(params, bits), bits, checkpoint, path)
+        try:
+            with utils._locked(os.path.dirname(os.path.abspath(path))):  # another start may be writing it
+                if not os.path.exists(path) or read(path, bits, checkpoint, hparams) is None:
+                    write(convert(params, bits), bits, checkpoint, path)
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error.strerror or error}; name another file with weights") from None
         found = read(path, bits, checkpoint, hparams)
     return encoder, hparams, found
 
