@@ -15,11 +15,9 @@ kernels.model is gpt2.py with these functions; prepare only makes views, whose @
 """
 
 import numpy as np
-from numba import prange
-
 import gpt2
 from beyond import variant
-from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two, store16, summed
+from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
 
 MOST_ROWS = 64
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
@@ -185,18 +183,23 @@ def softmax(scores, n):  # [at least n] in place: of the first n, as in gpt2.py;
 
 
 @compiled(fastmath=FAST)
-def look(q, k, v, n, scale, scores, out):  # one query [d] looks at the first n of [n_k, d] -> [d]
-    d = len(q)
-    for i in range(n):
-        score = np.float32(0)
+def look(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d], [n_q] -> [n_q, d]: one query after the other
+    d, scores = q.shape[1], np.empty(len(k), np.float32)
+    query, found = np.empty(d, np.float32), np.empty(d, np.float32)
+    for i in range(len(q)):
         for c in range(d):
-            score += q[c] * k[i, c]
-        scores[i] = score * scale
-    softmax(scores, n)
-    out[:] = 0
-    for i in range(n):
+            query[c], found[c] = q[i, c] * scale, 0
+        for j in range(seen[i]):
+            score = np.float32(0)
+            for c in range(d):
+                score += query[c] * k[j, c]
+            scores[j] = score
+        softmax(scores, seen[i])
+        for j in range(seen[i]):
+            for c in range(d):
+                found[c] += scores[j] * v[j, c]
         for c in range(d):
-            out[c] += scores[i] * v[i, c]
+            out[i, c] = found[c]
 
 
 @compiled(fastmath=FAST)
@@ -224,18 +227,14 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
 
 @compiled(parallel=True, fastmath=FAST)
 def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
-    (n_heads, n_q, d), n_k, shared = q.shape, k.shape[1], q.shape[0] // len(seen)
+    (n_heads, n_q, d), shared = q.shape, q.shape[0] // len(seen)
     scale = np.float32(1) / np.sqrt(np.float32(d))
     for h in prange(n_heads):
         keys, values = packed(k[h]), packed(v[h])
         if n_q >= 4:
             look_together(q[h], keys, values, seen[h // shared], scale, out[h])
         else:
-            query, scores, found = np.empty(d, np.float32), np.empty(n_k, np.float32), np.empty(d, np.float32)
-            for i in range(n_q):
-                query[:] = q[h, i]
-                look(query, keys, values, seen[h // shared, i], scale, scores, found)
-                out[h, i] = found
+            look(q[h], keys, values, seen[h // shared], scale, out[h])
 
 
 def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [n_q, h * d]

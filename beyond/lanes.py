@@ -16,13 +16,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 try:
     import numba
+    from numba import prange  # noqa: F401, for those who import from here
     from llvmlite import ir
     from numba.core import cgutils, types
     from numba.core.imputils import impl_ret_borrowed
     from numba.extending import intrinsic, models, register_model
     from numba.np import arrayobj
 except ImportError:
-    raise ValueError("kernels and quantized weights need Numba, which is not installed: pip install numba") from None
+    # a command's own import comes before anything that could catch it: so this ends in one line by itself
+    raise SystemExit("error: kernels and quantized weights need Numba, which is missing: pip install numba") from None
 
 
 def compiled(function=None, **options):

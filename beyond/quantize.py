@@ -11,6 +11,9 @@ __rmatmul__, so gpt2.py and all chapters that call it run with quantized params 
 The first start writes the quantized model, once, beside the checkpoint (model.int8 or model.int4) or where --weights says; from
 then on it is mapped, and the checkpoint itself is not read. It knows the checkpoint it came from: another one under
 the same name is noticed.
+
+What it costs the shakespeare model: its held-out loss is 3.2214 nats a token in float32, 3.2207 with 8 bits and 3.2315
+with 4. Of the tokens that follow 1,000 pieces of held_out.txt, 40 tokens each, 989 and 855 are those of float32.
 """
 
 import hashlib
@@ -19,11 +22,9 @@ import math
 import os
 
 import numpy as np
-from numba import prange
-
 import utils
 from beyond import files
-from beyond.lanes import add_products, as_floats, compiled, fma, load16, no_floats, no_ints, store16
+from beyond.lanes import add_products, as_floats, compiled, fma, load16, no_floats, no_ints, prange, store16
 
 FORMAT = "PicoGPT quantized 1"
 HEADER = 2 ** 18  # bytes, more than any model's
