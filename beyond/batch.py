@@ -7,9 +7,9 @@ completion that gpt2.py gives for that prompt alone, or {"prompt": ..., "error":
 
 Decoding spends its time on reading the weights, and what has been read can serve 16 tokens as well as one. So each
 step takes the last token of every text under way, a row each, through one product per layer; only attention looks at
-each row's own past. A text that ends leaves its place to the next prompt, whose tokens join the rows in chunks. Redefined
-are the functions that see tokens of one text in their rows, where here several texts have rows: mha, transformer_block,
-hidden_states, generate.
+each row's own past. A text that ends leaves its place to the next prompt, whose tokens join the rows in chunks.
+Redefined are the functions that see tokens of one text in their rows, where here several texts have rows: mha,
+transformer_block, hidden_states, generate.
 """
 
 import collections
@@ -50,7 +50,7 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, **rows):  # [n_rows, n_e
 
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  # [n_rows] -> [n_texts, n_embd]
-    """past [n_rows]: where each row is in its text. ends [n_texts]: the last row of each, whose vectors are returned."""
+    """past [n_rows]: each row's place in its text. ends [n_texts]: the last row of each, whose vectors are returned."""
     x = np.take(wte, inputs, axis=0) + wpe[past]
     for block, kv in zip(blocks, cache):
         x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past, ends=ends)
@@ -170,7 +170,8 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
     def complete(lines, **bar):  # (number, line) -> yields records, in order
         begun, records = itertools.starmap(begin, lines), collections.deque()
         works = (records.append(record) or work for record, work in begun)
-        found = variant(sys.modules[__name__], gpt2=model).generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
+        over = variant(sys.modules[__name__], gpt2=model)
+        found = over.generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
         for ids in tqdm(found, "completing", unit=" prompts", disable=None, **bar):
             record = records.popleft()
             yield record if "error" in record else {**record, "completion": encoder.decode(ids)}
