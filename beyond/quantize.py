@@ -9,8 +9,8 @@ exactly, and scaled once. A weight matrix here is an object that knows how to mu
 __rmatmul__, so gpt2.py and all chapters that call it run with quantized params as they are.
 
 The first start writes the quantized model, once, beside the checkpoint (model.int8 or model.int4) or where --weights
-says; from then on it is mapped, and of the checkpoint only samples are read. It knows the checkpoint it came from: another one under
-the same name is noticed.
+says; from then on it is mapped, and of the checkpoint only samples are read. It knows the checkpoint it came from:
+another one under the same name is noticed.
 
 What it costs the shakespeare model: its held-out loss is 3.2214 nats a token in float32, 3.2207 with 8 bits and 3.2315
 with 4. Of the tokens that follow 1,000 pieces of held_out.txt, 40 tokens each, 989 and 855 are those of float32.
