@@ -71,8 +71,7 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):  # [n_
 
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache=None, past=0):  # [n_seq] -> [n_seq, n_embd]
-    wte, inputs = np.asarray(wte), np.asarray(inputs)  # no copies; JAX wants arrays of its own here
-    x = wte[inputs] + wpe[past:past + len(inputs)]  # what the token is + where it is
+    x = np.take(wte, np.asarray(inputs), axis=0) + wpe[past:past + len(inputs)]  # what the token is + where it is
     for block, kv in zip(blocks, cache or [None] * len(blocks)):
         x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
     return layer_norm(x, **ln_f)

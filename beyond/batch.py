@@ -7,42 +7,54 @@ completion that gpt2.py gives for that prompt alone, or {"prompt": ..., "error":
 
 Decoding spends its time on reading the weights, and what has been read can serve 16 tokens as well as one. So each
 step takes the last token of every text under way, a row each, through one product per layer; only attention looks at
-each row's own past. A text that ends leaves its row to the next prompt. Redefined are the functions that see tokens of
-one text in their rows, where here each row is a text: mha, transformer_block, hidden_states, generate.
+each row's own past. A text that ends leaves its place to the next prompt, whose tokens join the rows in chunks.
+Redefined are the functions that see tokens of one text in their rows, where here several texts have rows: mha,
+transformer_block, hidden_states, generate.
 """
 
 import collections
 import itertools
 import json
 import os
+import sys
 
 import numpy as np
 
 import gpt2
 import utils
-from beyond import files
-from gpt2 import attention, ffn, layer_norm, linear, sample
+from beyond import combine, files, variant
 
 
-def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_rows, n_embd] -> [n_rows, n_embd]
-    rows, n_keys = np.arange(len(x)), past.max() + 1  # kv [2, n_rows, n_head, n_ctx, d], past [n_rows]
-    q, k, v = linear(x, **c_attn).reshape(len(x), 3, n_head, -1).swapaxes(0, 1)  # three times [n_rows, n_head, d]
-    kv[0, rows, :, past], kv[1, rows, :, past] = k, v
-    k, v = kv[:, :, :, :n_keys]  # as many as the longest text has; for the others, what lies behind is masked
-    mask = np.where(np.arange(n_keys) <= past[:, None], np.float32(0), np.float32(-1e10))[:, None, None]
-    return linear(attention(q[:, :, None], k, v, mask).reshape(len(x), -1), **c_proj)
+CHUNK = 64  # tokens of new prompts in a step, beside one of each text
 
 
-def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv, past):  # [n_rows, n_embd] -> [n_rows, n_embd]
-    x = x + mha(layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past)
-    return x + ffn(layer_norm(x, **ln_2), **mlp)
+def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_rows, n_embd]
+    n_rows = np.diff(ends, prepend=-1)  # kv [2, n_texts, n_head, n_ctx, d], past [n_rows], ends [n_texts]
+    texts, n_keys = np.repeat(np.arange(len(ends)), n_rows), past.max() + 1
+    q, k, v = gpt2.linear(x, **c_attn).reshape(len(x), 3, n_head, -1).swapaxes(0, 1)  # [n_rows, n_head, d] each
+    kv[0, texts, :, past], kv[1, texts, :, past] = k, v
+    heads, (k, v) = np.empty_like(q), kv[:, :, :, :n_keys]  # as many as the longest text has; more is masked
+    mask = np.where(np.arange(n_keys) <= past[ends, None], np.float32(0), np.float32(-1e10))[:, None, None]
+    heads[ends] = gpt2.attention(q[ends][:, :, None], k, v, mask)[:, :, 0]  # the last rows of all texts at once
+    for i in np.flatnonzero(n_rows > 1):  # what a prompt has before its last row
+        end, begin = ends[i], ends[i] - n_rows[i] + 1
+        mask = (1 - np.tri(end - begin, past[end], past[begin], dtype=x.dtype)) * -1e10
+        k, v = kv[:, i, :, :past[end]]
+        heads[begin:end] = gpt2.attention(q[begin:end].swapaxes(0, 1), k, v, mask).swapaxes(0, 1)
+    return gpt2.linear(heads.reshape(len(x), -1), **c_proj)
 
 
-def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past):  # [n_rows], past [n_rows] -> [n_rows, n_embd]
-    x = wte[inputs] + wpe[past]
+def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, **rows):  # [n_rows, n_embd] -> [n_rows, n_embd]
+    x = x + mha(gpt2.layer_norm(x, **ln_1), **attn, n_head=n_head, **rows)
+    return x + gpt2.ffn(gpt2.layer_norm(x, **ln_2), **mlp)
+
+
+def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  # [n_rows] -> [n_texts, n_embd]
+    """past [n_rows]: each row's place in its text. ends [n_texts]: the last row of each, whose vectors are returned."""
+    x = np.take(wte, inputs, axis=0) + wpe[past]
     for block, kv in zip(blocks, cache):
-        x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
-    return layer_norm(x, **ln_f)
+        x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past, ends=ends)
+    return gpt2.layer_norm(x[ends], **ln_f)
 
 
 class Text:
@@ -50,10 +62,16 @@ class Text:
 
     def __init__(self, inputs, n_tokens_to_generate, seed):
         self.ids, self.n_prompt, self.n_total = list(inputs), len(inputs), len(inputs) + n_tokens_to_generate
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.past = np.random.default_rng(seed), 0  # past: how many of the ids are in the cache
 
     def is_done(self):
         return len(self.ids) == self.n_total
+
+    def extend(self, next_id, stop):
+        if next_id == stop:
+            self.n_total = len(self.ids)
+        else:
+            self.ids.append(next_id)
 
 
 def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, stop=None, batch_size=16):
@@ -66,43 +84,45 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
     cache = [np.zeros((2, batch_size, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
     prompts, prompt, texts, waiting = iter(prompts), (), [], collections.deque()  # texts[i] has row i of the cache
 
-    def extend(texts, x):  # x [n_rows, n_embd]
-        for text, logits in zip(texts, x @ params["wte"].T):
-            next_id = sample(logits, temperature, top_k, top_p, text.rng)
-            if next_id == stop:
-                text.n_total = len(text.ids)
-            else:
-                text.ids.append(next_id)
+    def step():  # one more token of each text, or up to CHUNK more of a prompt
+        room, rows = CHUNK, []
+        for text in texts:
+            rows.append(text.ids[text.past:text.past + room + 1])
+            room -= len(rows[-1]) - 1
+        past = np.concatenate([np.arange(text.past, text.past + len(ids)) for text, ids in zip(texts, rows)])
+        x = hidden_states(np.concatenate(rows), **params, n_head=n_head, cache=[kv[:, :len(texts)] for kv in cache],
+                          past=past, ends=np.cumsum([len(ids) for ids in rows]) - 1)
+        for text, ids in zip(texts, rows):
+            text.past += len(ids)
+        ready = [i for i, text in enumerate(texts) if text.past == len(text.ids)]
+        for i, logits in zip(ready, x[ready] @ params["wte"].T if ready else ()):
+            texts[i].extend(gpt2.sample(logits, temperature, top_k, top_p, texts[i].rng), stop)
 
     while waiting or prompt is not None:
         while len(texts) < batch_size and len(waiting) < 4 * batch_size and (prompt := next(prompts, None)):
-            text, row = Text(*prompt), [kv[:, len(texts)] for kv in cache]
-            waiting.append(text)
-            if not text.is_done():
-                extend([text], gpt2.hidden_states(text.ids, **params, n_head=n_head, cache=row)[-1:])
-            if not text.is_done():
-                texts.append(text)
+            waiting.append(Text(*prompt))
+            if not waiting[-1].is_done():
+                texts.append(waiting[-1])
         while waiting and waiting[0].is_done():
             text = waiting.popleft()
             yield text.ids[text.n_prompt:]
         if texts:
-            rows, past = [kv[:, :len(texts)] for kv in cache], np.array([len(text.ids) - 1 for text in texts])
-            inputs = [text.ids[-1] for text in texts]
-            extend(texts, hidden_states(inputs, **params, n_head=n_head, cache=rows, past=past))
+            step()
         for i in reversed(range(len(texts))):
             if texts[i].is_done():  # the last row moves here, so that those in use stay side by side
                 last = texts.pop()
                 if i < len(texts):
                     texts[i] = last
                     for kv in cache:
-                        kv[:, i, :, :len(last.ids)] = kv[:, len(texts), :, :len(last.ids)]
+                        kv[:, i, :, :last.past] = kv[:, len(texts), :, :last.past]
 
 
 # --- the command: files, resuming, errors ---
 
 
 def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
-         top_k: int = None, top_p: float = None, seed: int = None, batch_size=16):
+         top_k: int = None, top_p: float = None, seed: int = None, batch_size=16, *,
+         kernels=False, bits: int = None, weights: str = None):
     """Completes each line of a file. After a kill the same command goes on where it stopped.
 
     Run again once it is done, it tries only the lines that failed, if they have been mended since, and what was added.
@@ -120,16 +140,20 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
         top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
         seed: 0 or more: line n of the file is what gpt2.py gives with the seed seed + n - 1.
         batch_size: How many prompts at a time, 1 to 4096. Each needs memory for a cache of up to n_ctx tokens.
+        kernels: Compiles the small layers: beyond/kernels.py.
+        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
+        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     from tqdm import tqdm
 
-    settings = {name: value for name, value in locals().items() if name not in ("prompts", "out", "batch_size", "tqdm")}
+    settings = {name: value for name, value in locals().items()
+                if name not in ("prompts", "out", "batch_size", "tqdm", "kernels", "weights")}
     options = temperature, top_k, top_p
     utils.check_options(n_tokens_to_generate, *options, seed)
     utils.check("batch_size", batch_size, 1, 4096)
     files.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(99), prompts)
     files.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
-    encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
+    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
     settings.update(model_size=files.model_digest(model_size, models_dir), models_dir=None)
     end_of_text = encoder.encoder.get("<|endoftext|>")
 
@@ -146,7 +170,8 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
     def complete(lines, **bar):  # (number, line) -> yields records, in order
         begun, records = itertools.starmap(begin, lines), collections.deque()
         works = (records.append(record) or work for record, work in begun)
-        found = generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
+        over = variant(sys.modules[__name__], gpt2=model)
+        found = over.generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
         for ids in tqdm(found, "completing", unit=" prompts", disable=None, **bar):
             record = records.popleft()
             yield record if "error" in record else {**record, "completion": encoder.decode(ids)}

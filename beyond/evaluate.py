@@ -36,13 +36,14 @@ import io
 import itertools
 import math
 import os
+import sys
 
 import numpy as np
 import regex
 
 import gpt2
 import utils
-from beyond import files
+from beyond import combine, files, variant
 
 
 def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
@@ -149,7 +150,8 @@ def perplexity(loss):
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
-def main(text, model_size="124M", models_dir="models", stride: int = None):
+def main(text, model_size="124M", models_dir="models", stride: int = None, *, kernels=False, bits: int = None,
+         weights: str = None):
     """Scores a text: its loss in nats a token, its perplexity a token and a word, and bits a byte.
 
     OpenAI's models, 124M / 355M / 774M / 1558M, without training on it (table 3 of their paper): WikiText2 29.41 /
@@ -162,14 +164,18 @@ def main(text, model_size="124M", models_dir="models", stride: int = None):
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside gpt2.py.
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
+        kernels: Compiles the small layers: beyond/kernels.py.
+        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
+        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
-    encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
+    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
     stride = hparams["n_ctx"] // 2 if stride is None else stride
     utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
+    over = variant(sys.modules[__name__], gpt2=model)
     if str(text).endswith(".jsonl"):
-        return score_last_words(text, encoder, params, hparams["n_head"])
-    return score_text(text, encoder, params, hparams["n_head"], stride)
+        return over.score_last_words(text, encoder, params, hparams["n_head"])
+    return over.score_text(text, encoder, params, hparams["n_head"], stride)
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "model_size", "models_dir")
+    utils.run(main, "text", "model_size", "models_dir", "weights")

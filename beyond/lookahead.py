@@ -16,12 +16,10 @@ than before.
 """
 
 import itertools
-import sys
 
 import numpy as np
 
 import gpt2
-from gpt2 import hidden_states, sample
 
 LONGEST = 16  # tokens a pass
 
@@ -45,10 +43,10 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
         while len(ids) < n_total:
             guesses, n = guess(ids, followers, n), len(ids)
             draft = guesses[:min(LONGEST, n_total - n) - 1] if luck >= 2 else []
-            x = hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
+            x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
             past = n
             for logits, guessed in zip(x[-len(draft) - 1:] @ params["wte"].T, [*draft, None]):
-                next_id = sample(logits, temperature, top_k, top_p, rng)
+                next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
                 if next_id == stop:
                     n_total = len(ids)
                     break
@@ -75,16 +73,7 @@ def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none
     return []
 
 
-def count_passes(*args, **kwargs):
-    """generate, which also tells how many tokens came a pass."""
-    found = list(passes(*args, **kwargs))
-    n = sum(map(len, found))
-    print(f"{n} tokens in {len(found)} passes: {n / max(1, len(found)):.2f} a pass", file=sys.stderr)
-    return list(itertools.chain.from_iterable(found))
-
-
 if __name__ == "__main__":
-    from utils import run
+    from beyond import combine
 
-    gpt2.generate = count_passes  # this is how gpt2.main finds it
-    run(gpt2.main, "prompt", "model_size", "models_dir")
+    combine.run(lookahead=True)

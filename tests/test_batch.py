@@ -50,9 +50,9 @@ def test_a_step_is_one_product_a_layer(monkeypatch):
     """Each weight is read once a step, whatever the number of rows."""
     params, hparams = MODELS["wide"]
     shapes, linear = [], gpt2.linear
-    monkeypatch.setattr(batch, "linear", lambda x, w, b: shapes.append(x.shape) or linear(x, w, b))
+    monkeypatch.setattr(gpt2, "linear", lambda x, w, b: shapes.append(x.shape) or linear(x, w, b))
     list(batch.generate([([i], 3, 0) for i in range(4)], params, hparams["n_head"], batch_size=4))
-    assert shapes == [(4, hparams["n_embd"])] * (2 * 2 * hparams["n_layer"])  # c_attn and c_proj, twice after the first token
+    assert [rows for rows, _ in shapes] == [4] * (3 * 4 * hparams["n_layer"])  # four layers' products a block, three steps
 
 
 def run(folder, *args, **kwargs):

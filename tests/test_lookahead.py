@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import gpt2
 import utils
-from beyond import lookahead
+from beyond import lookahead, variant
 
 MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
 
@@ -61,13 +61,13 @@ def test_repetition_takes_few_passes(shakespeare, monkeypatch):
     assert max(map(len, found)) == lookahead.LONGEST
 
 
-def test_at_worst_a_token_a_pass_and_a_row_a_token(monkeypatch):
+def test_at_worst_a_token_a_pass_and_a_row_a_token():
     """Where no guess is ever right, nothing is drafted: each pass has the one row that gpt2.generate's has."""
     params, hparams = MODELS["wide"]
     rows, always = [], iter([0, 1, 0, 2, 0, 3, 1, 2, 3, 0, 4, 1, 4, 2, 4, 3, 4, 0, 5, 1, 5])
-    monkeypatch.setattr(lookahead, "sample", lambda *args: next(always))
-    monkeypatch.setattr(lookahead, "hidden_states", lambda ids, **kwargs: rows.append(len(ids)) or gpt2.hidden_states(ids, **kwargs))
-    found = list(lookahead.passes([7], params, hparams["n_head"], 20))
+    over = variant(gpt2, sample=lambda *args: next(always))
+    over.hidden_states = lambda ids, **kwargs: rows.append(len(ids)) or gpt2.hidden_states(ids, **kwargs)
+    found = list(variant(lookahead, gpt2=over).passes([7], params, hparams["n_head"], 20))
     assert [len(new) for new in found] == [1] * 20 and rows == [1] * 20
 
 

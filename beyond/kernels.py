@@ -1,0 +1,271 @@
+"""The small layers compiled, on all cores: what NumPy does in many passes over memory, in one.
+
+    python -m beyond.kernels "ROMEO:" --model_size shakespeare
+
+NumPy runs gelu's seven operations one after the other over the whole array, on one core; a compiled loop (Numba) does
+all seven while a number is in a register, on all cores. Attention gains most: a query looks only at the keys up to its
+own, so neither a mask nor a score that a mask would hide is ever computed, and scores stay in the cache. And the
+product of a few rows with a matrix, which NumPy's library copies first, reads each weight once. One row, and more than
+MOST_ROWS, stay with NumPy: there its library is at the limit.
+
+    params = kernels.prepare(params)
+    ids = kernels.model.generate(inputs, params, n_head, 40)
+
+kernels.model is gpt2.py with these functions; prepare only makes views, whose @ knows the product here.
+"""
+
+import numpy as np
+import gpt2
+from beyond import variant
+from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
+
+MOST_ROWS = 64
+FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
+
+
+# --- the small layers ---
+
+
+@compiled(fastmath=FAST, inline="always")
+def exp(x):  # float32 -> float32, exact to 2e-7; 2^n * e^r with |r| <= log(2) / 2, and e^r by its series
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log(2) in two parts, the first one exact
+    e = np.float32(1 / 5040)
+    e = e * r + np.float32(1 / 720)
+    e = e * r + np.float32(1 / 120)
+    e = e * r + np.float32(1 / 24)
+    e = e * r + np.float32(1 / 6)
+    e = e * r + np.float32(0.5)
+    return (e * r * r + r + np.float32(1)) * power_of_two(n)
+
+
+@compiled(parallel=True, fastmath=FAST)
+def _gelu(x, out):  # [n] -> [n]
+    for part in prange((len(x) + 1023) // 1024):
+        for i in range(part * 1024, min(part * 1024 + 1024, len(x))):
+            # (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
+            u = np.float32(-1.5957691216057308) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
+            out[i] = x[i] / (np.float32(1) + exp(u))
+
+
+def gelu(x):  # any shape -> same shape
+    out = np.empty(x.shape, np.float32)
+    _gelu(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    return out
+
+
+@compiled(parallel=True, fastmath=FAST)
+def _layer_norm(x, g, b, eps, out):  # [n, n_embd] -> [n, n_embd]
+    n, n_embd = x.shape
+    for i in prange(n):
+        mean = np.float32(0)
+        for j in range(n_embd):
+            mean += x[i, j]
+        mean /= np.float32(n_embd)
+        variance = np.float32(0)
+        for j in range(n_embd):
+            variance += (x[i, j] - mean) * (x[i, j] - mean)
+        scale = np.float32(1) / np.sqrt(variance / np.float32(n_embd) + eps)
+        for j in range(n_embd):
+            out[i, j] = (x[i, j] - mean) * scale * g[j] + b[j]
+
+
+def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
+    out = np.empty(x.shape, np.float32)
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    _layer_norm(rows, g, b, np.float32(eps), out.reshape(rows.shape))
+    return out
+
+
+# --- products with few rows ---
+
+
+@compiled(inline="always")
+def load4(array, i, step):  # four times 16 numbers
+    return load16(array, i), load16(array, i + step), load16(array, i + 2 * step), load16(array, i + 3 * step)
+
+
+@compiled(inline="always")
+def store4(lanes, array, i):
+    store16(lanes[0], array, i), store16(lanes[1], array, i + 16), store16(lanes[2], array, i + 32)
+    store16(lanes[3], array, i + 48)
+
+
+@compiled(inline="always")
+def fma4(total, x, w):
+    return fma(total[0], x, w[0]), fma(total[1], x, w[1]), fma(total[2], x, w[2]), fma(total[3], x, w[3])
+
+
+@compiled
+def tile(x, w, out, r, c, first, last):  # out[r:r + 4, c:c + 64] += x[r:r + 4, first:last] @ w[first:last, c:c + 64]
+    n_out, flat_w, flat = w.shape[1], w.reshape(-1), out.reshape(-1)
+    i0 = r * out.shape[1] + c
+    i1, i2, i3 = i0 + out.shape[1], i0 + 2 * out.shape[1], i0 + 3 * out.shape[1]
+    a, b, d, e = load4(flat, i0, 16), load4(flat, i1, 16), load4(flat, i2, 16), load4(flat, i3, 16)
+    for k in range(first, last):
+        four = load4(flat_w, k * n_out + c, 16)  # 64 weights, each for four rows
+        a, b = fma4(a, x[r, k], four), fma4(b, x[r + 1, k], four)
+        d, e = fma4(d, x[r + 2, k], four), fma4(e, x[r + 3, k], four)
+    store4(a, flat, i0), store4(b, flat, i1), store4(d, flat, i2), store4(e, flat, i3)
+
+
+@compiled(parallel=True)
+def _product(x, w, out):  # out += [4 * n, n_in] @ [n_in, 64 * m]
+    n_strips = w.shape[1] // 64
+    for part in prange((n_strips + 5) // 6):
+        for k in range(0, w.shape[0], 64):  # so much of w is read side by side, and used for all rows
+            for strip in range(part * 6, min(part * 6 + 6, n_strips)):
+                for r in range(0, len(x), 4):
+                    tile(x, w, out, r, strip * 64, k, min(k + 64, w.shape[0]))
+
+
+@compiled
+def turned_tile(x, w, out, r, n):  # out[r:r + 4, n:n + 4] = x[r:r + 4] @ w[n:n + 4].T
+    n_in, flat_x, flat_w = w.shape[1], x.reshape(-1), w.reshape(-1)
+    a = no_floats(), no_floats(), no_floats(), no_floats()
+    b, c, d = a, a, a
+    for k in range(0, n_in, 16):
+        i, four = r * n_in + k, load4(flat_w, n * n_in + k, n_in)
+        a, b = fma4(a, load16(flat_x, i), four), fma4(b, load16(flat_x, i + n_in), four)
+        c, d = fma4(c, load16(flat_x, i + 2 * n_in), four), fma4(d, load16(flat_x, i + 3 * n_in), four)
+    for j in range(4):
+        out[r, n + j], out[r + 1, n + j] = summed(a[j]), summed(b[j])
+        out[r + 2, n + j], out[r + 3, n + j] = summed(c[j]), summed(d[j])
+
+
+@compiled(parallel=True)
+def _product_transposed(x, w, out):  # [4 * n, 16 * m] @ [n_out, 16 * m].T
+    for part in prange((len(w) + 3) // 4):
+        for r in range(0, len(x), 4):
+            turned_tile(x, w, out, r, min(part * 4, len(w) - 4))
+
+
+class Matrix(np.ndarray):
+    """A matrix of weights, for which x @ w is the product here where that is the faster one."""
+
+    def __rmatmul__(self, x):  # [..., n_in] @ [n_in, n_out] -> [..., n_out]
+        w = self.view(np.ndarray)
+        straight = w.flags.c_contiguous and w.shape[1] % 64 == 0
+        turned = w.flags.f_contiguous and w.shape[0] % 16 == 0 and w.shape[1] >= 4
+        if x.ndim != 2 or not 1 < len(x) <= MOST_ROWS or not (straight or turned) or w.dtype != x.dtype:
+            return x @ w
+        rows = np.zeros((-(-len(x) // 4) * 4, x.shape[1]), np.float32)  # four rows at a time
+        rows[:len(x)] = x
+        out = np.zeros((len(rows), w.shape[1]), np.float32)
+        _product(rows, w, out) if straight else _product_transposed(rows, w.T, out)
+        return out[:len(x)]
+
+
+def prepare(params):
+    """The same params, in which each matrix of weights is a Matrix; others (beyond/quantize.py) stay what they are."""
+    if isinstance(params, dict):
+        return {name: value if name == "wpe" else prepare(value) for name, value in params.items()}
+    if isinstance(params, (list, tuple)):
+        return [prepare(value) for value in params]
+    return params.view(Matrix) if type(params) is np.ndarray and params.ndim == 2 else params
+
+
+# --- attention ---
+
+
+@compiled(fastmath=FAST)
+def softmax(scores, n):  # [at least n] in place: of the first n, as in gpt2.py; what follows becomes 0
+    highest, total = scores[0], np.float32(0)
+    for i in range(1, n):
+        highest = max(highest, scores[i])
+    for i in range(n):
+        scores[i] = exp(scores[i] - highest)
+        total += scores[i]
+    for i in range(n):
+        scores[i] /= total
+    scores[n:] = 0
+
+
+@compiled(fastmath=FAST)
+def look(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d], [n_q] -> [n_q, d]: one query after the other
+    d, scores = q.shape[1], np.empty(len(k), np.float32)
+    query, found = np.empty(d, np.float32), np.empty(d, np.float32)
+    for i in range(len(q)):
+        for c in range(d):
+            query[c], found[c] = q[i, c] * scale, 0
+        for j in range(seen[i]):
+            score = np.float32(0)
+            for c in range(d):
+                score += query[c] * k[j, c]
+            scores[j] = score
+        softmax(scores, seen[i])
+        for j in range(seen[i]):
+            for c in range(d):
+                found[c] += scores[j] * v[j, c]
+        for c in range(d):
+            out[i, c] = found[c]
+
+
+@compiled(fastmath=FAST)
+def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] -> [n_q, d]: 16 queries at a time
+    (n_q, d), (n_k, width) = q.shape, (len(k), (q.shape[1] + 63) // 64 * 64)
+    keys, values = np.zeros((d, (n_k + 63) // 64 * 64), np.float32), np.zeros((n_k, width), np.float32)
+    keys[:, :n_k], values[:, :d] = k.T, v
+    queries, scores = np.zeros((16, d), np.float32), np.zeros((16, keys.shape[1]), np.float32)
+    found = np.zeros((16, width), np.float32)
+    for first in range(0, n_q, 16):
+        n = min(16, n_q - first)
+        queries[:n] = q[first:first + n] * scale
+        longest = seen[first:first + n].max()
+        scores[:], found[:] = 0, 0
+        for c in range(0, longest, 64):
+            for r in range(0, n, 4):
+                tile(queries, keys, scores, r, c, 0, d)
+        for r in range(n):
+            softmax(scores[r], seen[first + r])
+        for c in range(0, width, 64):
+            for r in range(0, n, 4):
+                tile(scores, values, found, r, c, 0, longest)
+        out[first:first + n] = found[:n, :d]
+
+
+@compiled(parallel=True, fastmath=FAST)
+def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
+    (n_heads, n_q, d), shared = q.shape, q.shape[0] // len(seen)
+    scale = np.float32(1) / np.sqrt(np.float32(d))
+    for h in prange(n_heads):
+        keys, values = packed(k[h]), packed(v[h])
+        if n_q >= 4:
+            look_together(q[h], keys, values, seen[h // shared], scale, out[h])
+        else:
+            look(q[h], keys, values, seen[h // shared], scale, out[h])
+
+
+def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [n_q, h * d]
+    """Query i looks at its first seen[i] keys; n heads after one another have a row of seen in common."""
+    k, v = (x if x.strides[1:] == (4 * x.shape[2], 4) else np.ascontiguousarray(x) for x in (k, v))
+    out = np.empty((q.shape[1], q.shape[0], q.shape[2]), np.float32)
+    _attend(q, k, v, seen, out.swapaxes(0, 1))
+    return out.reshape(len(out), -1)
+
+
+def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [..., n_q, n_k] -> [..., n_q, d]
+    """As gpt2.attention; of the mask it only takes how many keys each query may look at, always the first ones."""
+    (*heads, n_q, d), n_k = q.shape, k.shape[-2]
+    seen = np.full((1, n_q), n_k) if np.ndim(mask) == 0 else np.count_nonzero(mask == 0, axis=-1).reshape(-1, n_q)
+    found = attend(*(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)), seen)
+    return found.reshape(n_q, -1, d).swapaxes(0, 1).reshape(*heads, n_q, d)
+
+
+def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    n_seq = len(x)
+    q, k, v = gpt2.linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
+    if kv is not None:
+        kv[0, :, past:past + n_seq], kv[1, :, past:past + n_seq] = k, v
+        k, v = kv[:, :, :past + n_seq]
+    return gpt2.linear(attend(q, k, v, np.arange(past + 1, past + n_seq + 1)[None]), **c_proj)
+
+
+model = variant(gpt2, gelu=gelu, layer_norm=layer_norm, attention=attention, mha=mha)
+
+
+if __name__ == "__main__":
+    from beyond import combine
+
+    combine.run(kernels=True)
