@@ -27,12 +27,12 @@ Two files hold what was learned: encoder.json maps each token to its id, vocab.b
 Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al. 2019, section 2.2.
 """
 
-import json
-import os
-import re
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import chain
+import json
+import os
+import re
 
 import regex
 
@@ -127,11 +127,11 @@ class Encoder:
             if end[i] != j or end[j] != k:
                 continue  # one of the two has become part of a longer token since
             end[i], end[j], start[k - 1] = k, None, i
-            if k < n and (rank := rank_of((symbols[i:k], symbols[k:end[k]]))) is not None:
+            if k < n and (rank := rank_of((symbols[i:k], symbols[k : end[k]]))) is not None:
                 heappush(heap, (rank, i, k, end[k]))
-            if i > 0 and (rank := rank_of((symbols[start[i - 1]:i], symbols[i:k]))) is not None:
+            if i > 0 and (rank := rank_of((symbols[start[i - 1] : i], symbols[i:k]))) is not None:
                 heappush(heap, (rank, start[i - 1], i, k))
-        return [symbols[i:end[i]] for i in range(n) if end[i]]
+        return [symbols[i : end[i]] for i in range(n) if end[i]]
 
 
 def get_encoder(model_name, models_dir):
@@ -152,19 +152,23 @@ def check_vocabulary(encoder, merges):  # {token: id}, lines
     if not isinstance(encoder, dict) or not encoder or set(map(type, encoder.values())) != {int}:
         raise ValueError("encoder.json must be a JSON object with a whole number, its id, for each token")
     if missing := set(range(len(encoder))).difference(encoder.values()):
-        raise ValueError(f"the {len(encoder)} tokens of encoder.json must have the ids from 0 to {len(encoder) - 1}, "
-                         f"but the id {min(missing)} has no token")
+        raise ValueError(
+            f"the {len(encoder)} tokens of encoder.json must have the ids from 0 to {len(encoder) - 1}, "
+            f"but the id {min(missing)} has no token"
+        )
     if strange := set("".join(encoder)).difference(CHAR_TO_BYTE):
         raise ValueError(f"a token of encoder.json has {min(strange)!r}, which is not one of the 256 bytes' characters")
     if merges[-1:] != [""]:
         raise ValueError("the last line of vocab.bpe has no end: the file was cut short")
     if strange := [line for line in merges[:-1] if line.count(" ") != 1]:
         raise ValueError(f"vocab.bpe has the line {strange[0]!r}, which is not two tokens")
-    made = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[:len(merges) - 1])
+    made = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[: len(merges) - 1])
     # tokens that no merge makes are special ones, which are not a word; a few others may have been added or renamed
     lost = [token for token in set(encoder).difference(made) if len(token) > 1]
     lost = [token for token in lost if len(WORDS.findall(bytes(map(CHAR_TO_BYTE.get, token)).decode("latin-1"))) == 1]
     for tokens, what in (lost, "vocab.bpe lacks the merges of"), (made.difference(encoder), "encoder.json lacks"):
         if len(tokens) > 1 + len(made) // 10:
-            raise ValueError(f"{what} {len(tokens)} tokens, {min(tokens)!r} for one: one of the two files is another "
-                             f"model's, or was cut short")
+            raise ValueError(
+                f"{what} {len(tokens)} tokens, {min(tokens)!r} for one: one of the two files is another "
+                f"model's, or was cut short"
+            )

@@ -53,14 +53,14 @@ def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_se
     q, k, v = linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
     # with a cache, kv [2, n_head, n_ctx, d], the new keys and values join those of the past tokens
     if kv is not None:
-        kv[0, :, past:past + n_seq], kv[1, :, past:past + n_seq] = k, v
-        k, v = kv[:, :, :past + n_seq]
+        kv[0, :, past : past + n_seq], kv[1, :, past : past + n_seq] = k, v
+        k, v = kv[:, :, : past + n_seq]
     # each head attends for itself, in blocks of queries, as a block needs no key that comes after it
     for i in range(0, n_seq, 256):
         j = min(i + 256, n_seq)
         # within the block, what comes after the query gets -1e10, which softmax turns into 0
         mask = (1 - np.tri(j - i, past + j, past + i, dtype=x.dtype)) * -1e10 if n_seq > 1 else 0
-        heads.append(attention(q[:, i:j], k[:, :past + j], v[:, :past + j], mask))
+        heads.append(attention(q[:, i:j], k[:, : past + j], v[:, : past + j], mask))
     # side by side, the heads make n_embd again
     return linear(np.concatenate(heads, axis=1).transpose(1, 0, 2).reshape(n_seq, -1), **c_proj)
 
@@ -71,7 +71,7 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):  # [n_
 
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache=None, past=0):  # [n_seq] -> [n_seq, n_embd]
-    x = np.take(wte, np.asarray(inputs), axis=0) + wpe[past:past + len(inputs)]  # what the token is + where it is
+    x = np.take(wte, np.asarray(inputs), axis=0) + wpe[past : past + len(inputs)]  # what the token is + where it is
     for block, kv in zip(blocks, cache or [None] * len(blocks)):
         x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past)
     return layer_norm(x, **ln_f)
@@ -116,11 +116,11 @@ def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=
         if next_id == stop:
             break
         ids.append(next_id)
-    return ids[len(inputs):]
+    return ids[len(inputs) :]
 
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models",
-         temperature=0, top_k: int = None, top_p: float = None, seed: int = None):
+         temperature=0, top_k: int = None, top_p: float = None, seed: int = None):  # fmt: skip
     """Continues a text with GPT-2 and prints the continuation.
 
     Args:

@@ -27,7 +27,7 @@ def mlp(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, n_head):  # [n_seq] -> [n_seq, n_vocab]
-    x = wte[inputs] + wpe[:len(inputs)]
+    x = wte[inputs] + wpe[: len(inputs)]
     for block in blocks:
         x = x + mha(layer_norm(x, **block["ln_1"]), **block["attn"], n_head=n_head)
         x = x + mlp(layer_norm(x, **block["ln_2"]), **block["mlp"])
@@ -39,7 +39,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate):
     ids = list(inputs)
     for _ in range(n_tokens_to_generate):
         ids += [int(gpt2(ids, **params, n_head=n_head)[-1].argmax())]
-    return ids[len(inputs):]
+    return ids[len(inputs) :]
 
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models"):
@@ -53,7 +53,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)
     end = encoder.encoder.get("<|endoftext|>")
     ids = generate(encode_prompt(encoder, prompt), params, hparams["n_head"], n_tokens_to_generate)
-    return encoder.decode(ids[:ids.index(end)] if end in ids else ids)
+    return encoder.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def _fetch(url, part):
     import requests
     from tqdm import tqdm
 
-    tries, longest, name = 0, 0, os.path.basename(part)[:-len(".part")]
+    tries, longest, name = 0, 0, os.path.basename(part)[: -len(".part")]
     with open(part, "ab", buffering=0) as file, tqdm(desc=name, unit="B", unit_scale=True, disable=None) as bar:
         while True:
             try:
@@ -135,19 +135,25 @@ def _fetch(url, part):
                 longest = max(longest, file.tell())
                 refused = getattr(getattr(error.args[0] if error.args else None, "reason", None), "__cause__", None)
                 if tries == 2 and bar.total is None and isinstance(refused, OSError):  # there never was a connection
-                    raise OSError(f"cannot fetch {url}: {refused.strerror}; check the network and GPT2_MODELS_URL, or "
-                                  f"take --model_size=shakespeare, which comes with this program") from None
+                    raise OSError(
+                        f"cannot fetch {url}: {refused.strerror}; check the network and GPT2_MODELS_URL, or "
+                        f"take --model_size=shakespeare, which comes with this program"
+                    ) from None
                 if tries == TRIES:
-                    raise OSError(f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
-                                  f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL") from None
+                    raise OSError(
+                        f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
+                        f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL"
+                    ) from None
                 bar.set_postfix_str(f"try {tries + 1} of {TRIES}")
                 after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
                 time.sleep(max(2 ** (tries - 2), min(int(after), 60) if after.isdigit() else 0))
             except requests.RequestException as error:
                 raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
             except OSError as error:
-                raise OSError(f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
-                              f"or name another folder with models_dir") from None
+                raise OSError(
+                    f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
+                    f"or name another folder with models_dir"
+                ) from None
 
 
 def _fetch_rest(url, file, bar):
@@ -174,7 +180,7 @@ def _fetch_rest(url, file, bar):
         for block in response.iter_content(2**16):  # what a broken connection delivers of a block is lost
             bar.update(len(block))
             while block:  # a disk that is nearly full takes a part of it first
-                block = block[file.write(block):]
+                block = block[file.write(block) :]
     if total is not None and file.tell() != total:
         raise requests.ConnectionError(f"got {file.tell():,} of {total:,} bytes")
 
@@ -206,7 +212,7 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 def folder_of(model_size, models_dir):
     """models_dir/model_size. For the models_dir "models", the first of these that has the model: that folder here; the
-    one beside this file; the one that came with pip install; the one for downloads, PICOGPT_MODELS or the platform's."""
+    one beside this file; what came with pip install; the one for downloads, PICOGPT_MODELS or the platform's."""
     check_name(str(model_size))
     if models_dir == "models":
         beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
@@ -232,8 +238,10 @@ def _load(model_dir, whole_vocabulary=False):
         raise ValueError(f"hparams.json, encoder.json or vocab.bpe in {model_dir} is damaged: {error}") from None
     sizes = [hparams.get(name) for name in HPARAMS] if isinstance(hparams, dict) else [None]
     if not all(type(size) is int and size > 0 for size in sizes) or hparams["n_embd"] % hparams["n_head"]:
-        raise ValueError(f"{model_dir}/hparams.json must give {', '.join(HPARAMS)} as positive whole numbers, with "
-                         f"n_embd a multiple of n_head; it gives {hparams}")
+        raise ValueError(
+            f"{model_dir}/hparams.json must give {', '.join(HPARAMS)} as positive whole numbers, with "
+            f"n_embd a multiple of n_head; it gives {hparams}"
+        )
     if (n := len(encoder.encoder)) > hparams["n_vocab"]:
         raise ValueError(f"{model_dir}/encoder.json has {n} tokens, over n_vocab={hparams['n_vocab']}")
     if whole_vocabulary:  # a line for the version and one for each token but the 256 bytes and <|endoftext|>
@@ -258,16 +266,19 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
     """
     n_shards, index = _read_index(tf_ckpt_path + ".index")
     if (last := f"model/h{hparams['n_layer'] - 1}/ln_1/g") not in index:  # before a list is made of millions
-        raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: it has no {last}, which n_layer="
-                         f"{hparams['n_layer']} takes")
+        raise ValueError(
+            f"{tf_ckpt_path} does not fit hparams.json: it has no {last}, which n_layer={hparams['n_layer']} takes"
+        )
     shapes = shapes_of(**{name: hparams[name] for name in HPARAMS})
     for name, shape in shapes.items():
         dtype, found, *_ = index.get(f"model/{name}", (None, "missing"))
         if found not in (shape, [1, *shape]):  # OpenAI's w has the shape [1, n_in, n_out]
             raise ValueError(f"{tf_ckpt_path} does not fit hparams.json: {name} {found} instead of {shape}")
         if dtype not in FLOATS:
-            raise ValueError(f"{tf_ckpt_path} has numbers of another kind (DataType {dtype}) in {name}: they must be "
-                             f"{', '.join(FLOATS.values())}")
+            raise ValueError(
+                f"{tf_ckpt_path} has numbers of another kind (DataType {dtype}) in {name}: they must be "
+                f"{', '.join(FLOATS.values())}"
+            )
 
     params = {"blocks": [{} for _ in range(hparams["n_layer"])]}
     arrays = _map(tf_ckpt_path, shapes, index) if n_shards == 1 else None
@@ -309,15 +320,15 @@ def _read_index(path):
         offset, at = _varint(handle, 0)
         size, _ = _varint(handle, at)
         end = offset + size + 1  # a byte follows that says if the block is compressed, and a checksum
-        if table[end - 1] or _crc32c(table[offset:end]) != int.from_bytes(table[end:end + 4], "little"):
+        if table[end - 1] or _crc32c(table[offset:end]) != int.from_bytes(table[end : end + 4], "little"):
             raise ValueError
-        return _entries(table[offset:end - 1])
+        return _entries(table[offset : end - 1])
 
     found, n_shards = {}, 1
     try:
         _, at = _varint(table[-48:], 0)  # the first of two handles is of no interest here
         _, at = _varint(table[-48:], at)
-        for _, handle in block(table[-48 + at:]):
+        for _, handle in block(table[-48 + at :]):
             for name, value in block(handle):
                 entry = _fields(value)
                 if name == b"":
@@ -331,7 +342,7 @@ def _read_index(path):
 
 
 def _crc32c(data):
-    """The checksum of a block: CRC-32C, and turned and moved as LevelDB does, since it may be a part of what it checks."""
+    """The checksum of a block: CRC-32C, turned and moved as LevelDB does, as it may be a part of what it checks."""
     crc = 2**32 - 1
     for byte in data:
         crc = crc >> 8 ^ _CRC[(crc ^ byte) & 255]
@@ -349,7 +360,7 @@ def _varint(data, at):
     end = at
     while data[end] > 127:  # a high bit if more follow
         end += 1
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end + 1])), end + 1
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(data[at : end + 1])), end + 1
 
 
 def _entries(block):
@@ -359,8 +370,8 @@ def _entries(block):
         shared, at = _varint(block, at)
         n_own, at = _varint(block, at)
         length, at = _varint(block, at)
-        key, at = key[:shared] + block[at:at + n_own], at + n_own
-        yield key, block[at:at + length]
+        key, at = key[:shared] + block[at : at + n_own], at + n_own
+        yield key, block[at : at + length]
         at += length
 
 
@@ -373,7 +384,7 @@ def _fields(message, repeated=False):
             value, at = _varint(message, at)
         else:  # 32 bits, or as many bytes as it says
             n, at = (4, at) if tag & 7 == 5 else _varint(message, at)
-            value, at = message[at:at + n], at + n
+            value, at = message[at : at + n], at + n
         found.setdefault(tag >> 3, []).append(value)
     return found if repeated else {number: values[-1] for number, values in found.items()}
 
@@ -388,8 +399,10 @@ def _map(tf_ckpt_path, shapes, index):
     if size != needed or any(length != 4 * math.prod(shapes[name]) for name, (*_, length, _) in entries.items()):
         raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors take {needed:,}")
     data = np.asarray(np.memmap(path, np.uint8, "c"))
-    return {name: data[offset:offset + length].view(np.float32).reshape(shapes[name])
-            for name, (_, _, offset, length, _) in entries.items()}
+    return {
+        name: data[offset : offset + length].view(np.float32).reshape(shapes[name])
+        for name, (_, _, offset, length, _) in entries.items()
+    }
 
 
 def _read_with_tensorflow(tf_ckpt_path, shapes):
@@ -397,15 +410,17 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
         try:
             import tensorflow as tf
         except ImportError:
-            raise ValueError(f"{tf_ckpt_path} is not float32 in one file, as OpenAI's models are, and only TensorFlow "
-                             f"can read it: pip install tensorflow") from None
+            raise ValueError(
+                f"{tf_ckpt_path} is not float32 in one file, as OpenAI's models are, and only TensorFlow "
+                f"can read it: pip install tensorflow"
+            ) from None
     folder, prefix = os.path.split(os.path.abspath(tf_ckpt_path))
     arrays = {}
     try:
         with tempfile.TemporaryDirectory() as work:  # TensorFlow takes a name with [ or * for a pattern
             for name in os.listdir(folder):
                 if name.startswith(f"{prefix}."):
-                    os.symlink(os.path.join(folder, name), os.path.join(work, f"model{name[len(prefix):]}"))
+                    os.symlink(os.path.join(folder, name), os.path.join(work, f"model{name[len(prefix) :]}"))
             reader = tf.train.load_checkpoint(os.path.join(work, "model"))
             for name, shape in shapes.items():
                 arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32).reshape(shape)
@@ -445,8 +460,9 @@ def check_name(model_size):
     if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
         folder, name = os.path.split(os.path.abspath(model_size))
         way_out = f"; write --models_dir={folder} --model_size={name}" if os.path.isdir(model_size) else ""
-        raise ValueError(f"model_size={_short(model_size)} must be the name of a model alone; a path goes into "
-                         f"models_dir{way_out}")
+        raise ValueError(
+            f"model_size={_short(model_size)} must be the name of a model alone; a path goes into models_dir{way_out}"
+        )
 
 
 def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
@@ -467,8 +483,10 @@ def check_inputs(inputs, params, n_tokens_to_generate, *options):
     (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
     if (total := n + n_tokens_to_generate) > n_ctx:
         way_out = f"ask for at most {n_ctx - n}" if n < n_ctx else f"shorten the prompt by at least {total - n_ctx}"
-        raise ValueError(f"a prompt of {n} tokens and n_tokens_to_generate={_short(n_tokens_to_generate)} make "
-                         f"{_short(total)}, but the model's context is {n_ctx}: {way_out}")
+        raise ValueError(
+            f"a prompt of {n} tokens and n_tokens_to_generate={_short(n_tokens_to_generate)} make "
+            f"{_short(total)}, but the model's context is {n_ctx}: {way_out}"
+        )
     if n == 0 or not all(isinstance(id, (int, np.integer)) and 0 <= id < n_vocab for id in inputs):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
@@ -611,7 +629,7 @@ def _usage(main, *words):
     spec, path = getattr(sys.modules["__main__"], "__spec__", None), sys.argv[0]
     program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
     if spec and " " in path:  # the word that chose main
-        program += path[path.rindex(" "):]
+        program += path[path.rindex(" ") :]
     needed = [name.upper() for name, one in inspect.signature(main).parameters.items() if one.default is one.empty]
     return " ".join([program, *words, *needed, "[--FLAG=VALUE ...]"])
 

@@ -23,11 +23,11 @@ import sys
 
 import numpy as np
 
-import gpt2
-import utils
 from beyond import files, variant
 from encoder import CHAR_TO_BYTE
+import gpt2
 from gpt2 import layer_norm, softmax
+import utils
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attention.html")
 MARK = b"<!-- a page of beyond/attention.py -->"  # so that it is known again, and may be replaced
@@ -46,7 +46,9 @@ def look(inputs, params, n_head):
         x = model.transformer_block(x, **block, n_head=n_head)
         states.append(x)
         # the queries came in several calls, each with the keys that it sees
-        weights.append(np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, n - part.shape[2]))) for part in kept], axis=1))
+        weights.append(
+            np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, n - part.shape[2]))) for part in kept], axis=1)
+        )
         kept.clear()
     return np.array(weights), np.array(states)
 
@@ -70,8 +72,9 @@ def visible(token):
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         return data.hex(" ")
-    return "".join({" ": "·", "\n": "⏎", "\t": "⇥"}.get(char, char if char.isprintable() else f"\\{ord(char):x}")
-                   for char in text)
+    return "".join(
+        {" ": "·", "\n": "⏎", "\t": "⇥"}.get(char, char if char.isprintable() else f"\\{ord(char):x}") for char in text
+    )
 
 
 def page(inputs, encoder, params, n_head):
@@ -80,10 +83,15 @@ def page(inputs, encoder, params, n_head):
     ids, probs = next_tokens(states, params)
     lower = weights[(..., *np.tril_indices(len(inputs)))]  # [n_layer, n_head, n_seq * (n_seq + 1) / 2]
     known = sorted({*inputs, *ids.ravel().tolist()})
-    data = {"ids": list(map(int, inputs)), "nLayer": len(weights), "nHead": n_head,
-            "names": {int(id): visible(encoder.decoder.get(id, "")) for id in known},
-            "next": ids.tolist(), "probs": np.round(probs, 4).tolist(),
-            "weights": base64.b64encode(np.round(255 * np.sqrt(lower)).astype(np.uint8).tobytes()).decode()}
+    data = {
+        "ids": list(map(int, inputs)),
+        "nLayer": len(weights),
+        "nHead": n_head,
+        "names": {int(id): visible(encoder.decoder.get(id, "")) for id in known},
+        "next": ids.tolist(),
+        "probs": np.round(probs, 4).tolist(),
+        "weights": base64.b64encode(np.round(255 * np.sqrt(lower)).astype(np.uint8).tobytes()).decode(),
+    }
     with open(TEMPLATE, encoding="utf-8") as file:
         return file.read().replace("{DATA}", json.dumps(data).replace("<", "\\u003c"))
 
@@ -103,7 +111,7 @@ def main(prompt: str = None, *, out="attention.html", model_size="124M", models_
     inputs = utils.encode_prompt(encoder, prompt)
     utils.check_inputs(inputs, params, 0)
     if (size := hparams["n_layer"] * hparams["n_head"] * len(inputs) ** 2 // 2 * 4 // 3) > 20e6:  # in base64
-        print(f"{len(inputs)} tokens make a page of {size / 1e6:.0f} MB, which a browser takes long to show", file=sys.stderr)
+        print(f"{len(inputs)} tokens make a page of {size / 1e6:.0f} MB, slow to show", file=sys.stderr)
     files.write_text(out, page(inputs, encoder, params, hparams["n_head"]))
     return f"{out}: {len(inputs)} tokens, {os.path.getsize(out):,} bytes"
 

@@ -20,10 +20,9 @@ import sys
 
 import numpy as np
 
+from beyond import combine, files, variant
 import gpt2
 import utils
-from beyond import combine, files, variant
-
 
 CHUNK = 64  # tokens of new prompts in a step, beside one of each text
 
@@ -39,7 +38,7 @@ def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_ro
     for i in np.flatnonzero(n_rows > 1):  # what a prompt has before its last row
         end, begin = ends[i], ends[i] - n_rows[i] + 1
         mask = (1 - np.tri(end - begin, past[end], past[begin], dtype=x.dtype)) * -1e10
-        k, v = kv[:, i, :, :past[end]]
+        k, v = kv[:, i, :, : past[end]]
         heads[begin:end] = gpt2.attention(q[begin:end].swapaxes(0, 1), k, v, mask).swapaxes(0, 1)
     return gpt2.linear(heads.reshape(len(x), -1), **c_proj)
 
@@ -87,11 +86,17 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
     def step():  # one more token of each text, or up to CHUNK more of a prompt
         room, rows = CHUNK, []
         for text in texts:
-            rows.append(text.ids[text.past:text.past + room + 1])
+            rows.append(text.ids[text.past : text.past + room + 1])
             room -= len(rows[-1]) - 1
         past = np.concatenate([np.arange(text.past, text.past + len(ids)) for text, ids in zip(texts, rows)])
-        x = hidden_states(np.concatenate(rows), **params, n_head=n_head, cache=[kv[:, :len(texts)] for kv in cache],
-                          past=past, ends=np.cumsum([len(ids) for ids in rows]) - 1)
+        x = hidden_states(
+            np.concatenate(rows),
+            **params,
+            n_head=n_head,
+            cache=[kv[:, : len(texts)] for kv in cache],
+            past=past,
+            ends=np.cumsum([len(ids) for ids in rows]) - 1,
+        )
         for text, ids in zip(texts, rows):
             text.past += len(ids)
         ready = [i for i, text in enumerate(texts) if text.past == len(text.ids)]
@@ -105,7 +110,7 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
                 texts.append(waiting[-1])
         while waiting and waiting[0].is_done():
             text = waiting.popleft()
-            yield text.ids[text.n_prompt:]
+            yield text.ids[text.n_prompt :]
         if texts:
             step()
         for i in reversed(range(len(texts))):
@@ -114,15 +119,28 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
                 if i < len(texts):
                     texts[i] = last
                     for kv in cache:
-                        kv[:, i, :, :last.past] = kv[:, len(texts), :, :last.past]
+                        kv[:, i, :, : last.past] = kv[:, len(texts), :, : last.past]
 
 
 # --- the command: files, resuming, errors ---
 
 
-def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
-         top_k: int = None, top_p: float = None, seed: int = None, batch_size=16, *,
-         kernels=False, bits: int = None, weights: str = None):
+def main(
+    prompts,
+    out,
+    n_tokens_to_generate=40,
+    model_size="124M",
+    models_dir="models",
+    temperature=0,
+    top_k: int = None,
+    top_p: float = None,
+    seed: int = None,
+    batch_size=16,
+    *,
+    kernels=False,
+    bits: int = None,
+    weights: str = None,
+):
     """Completes each line of a file. After a kill the same command goes on where it stopped.
 
     Run again once it is done, it tries only the lines that failed, if they have been mended since, and what was added.
@@ -146,8 +164,11 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
     """
     from tqdm import tqdm
 
-    settings = {name: value for name, value in locals().items()
-                if name not in ("prompts", "out", "batch_size", "tqdm", "kernels", "weights")}
+    settings = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("prompts", "out", "batch_size", "tqdm", "kernels", "weights")
+    }
     options = temperature, top_k, top_p
     utils.check_options(n_tokens_to_generate, *options, seed)
     utils.check("batch_size", batch_size, 1, 4096)
@@ -222,8 +243,8 @@ def write_records(path, records):
 def whole_records(results, lines, out, prompts, settings):
     """(records, failed) of an output that goes on: failed has the (number, line) that have an error instead.
 
-    Cuts off what a kill left of a last line. Takes the lines that it has read from lines. Raises ValueError, and changes
-    nothing, if the output was made with other settings or a record does not belong to its line.
+    Cuts off what a kill left of a last line. Takes the lines that it has read from lines. Raises ValueError, and
+    changes nothing, if the output was made with other settings or a record does not belong to its line.
     """
     path, records, failed, n_bytes = f"{out}.settings", [], [], 0
     results.seek(0)
@@ -244,8 +265,10 @@ def whole_records(results, lines, out, prompts, settings):
         except (ValueError, TypeError, KeyError):
             number = None
         if number is None:
-            raise ValueError(f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
-                             f"{prompts}: give another out, or remove it")
+            raise ValueError(
+                f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
+                f"{prompts}: give another out, or remove it"
+            )
     files.write_text(path, json.dumps(settings))
     results.truncate(n_bytes)
     return records, failed

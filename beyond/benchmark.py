@@ -24,11 +24,11 @@ import time
 
 import numpy as np
 
+from beyond import batch, checkpoint, lookahead
+from beyond.peers import IDS, PEERS, load, medians
 import gpt2
 import gpt2_pico
 import utils
-from beyond import batch, checkpoint, lookahead
-from beyond.peers import IDS, PEERS, load, medians
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORK = {"decode 10": 1, "decode 900": 1, "prefill 10": 10, "prefill 1000": 1000}  # tokens that are worked on
@@ -42,10 +42,10 @@ def arrays(params):
     return [array for _, array in checkpoint.tensors(params)]
 
 
-def measure_ours(params, n_head, quick={}, slow={}):
+def measure_ours(params, n_head, quick=None, slow=None):
     """Median seconds of a token after 10 and 900 others and of prompts of 10 and 1000: {what: seconds}.
 
-    quick, slow: {name: function}; these take turns with ours, and stand in the result, too.
+    quick, slow: {name: function}; these take turns with ours, and are in the result, too.
     """
     n_embd, n_ctx = params["wte"].shape[1], len(params["wpe"])
     cache = [np.ones((2, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
@@ -54,9 +54,13 @@ def measure_ours(params, n_head, quick={}, slow={}):
         x = gpt2.hidden_states(IDS[:n], **params, n_head=n_head, cache=cache, past=past)
         return x[-1] @ params["wte"].T
 
-    quick = {**quick, "decode 10": lambda: run(1, 10), "decode 900": lambda: run(1, 900),
-             "prefill 10": lambda: run(10, 0)}
-    return medians(quick, 20) | medians({"prefill 1000": lambda: run(1000, 0), **slow}, 3)
+    quick = {
+        **(quick or {}),
+        "decode 10": lambda: run(1, 10),
+        "decode 900": lambda: run(1, 900),
+        "prefill 10": lambda: run(10, 0),
+    }
+    return medians(quick, 20) | medians({"prefill 1000": lambda: run(1000, 0), **(slow or {})}, 3)
 
 
 def measure_passes(params, n_head):
@@ -67,11 +71,18 @@ def measure_passes(params, n_head):
     def pico(n):
         return gpt2_pico.gpt2(IDS[:n], **params, n_head=n_head)
 
-    found = measure_ours(params, n_head, {"read": lambda: large @ row, "multiply": lambda: a @ b},
-                         {f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)})
+    found = measure_ours(
+        params,
+        n_head,
+        {"read": lambda: large @ row, "multiply": lambda: a @ b},
+        {f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)},
+    )
     limit = limits(params, large.nbytes / found["read"], 2 * a.size * len(b) / found["multiply"])
-    return {"the machine's limit": limit, "PicoGPT": {what: found[what] for what in WORK},
-            "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK}}  # it reads all for each token
+    return {
+        "the machine's limit": limit,
+        "PicoGPT": {what: found[what] for what in WORK},
+        "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK},
+    }  # it reads all for each token
 
 
 def limits(params, bandwidth, rate):
@@ -79,8 +90,12 @@ def limits(params, bandwidth, rate):
     used = sum(array.size for array in arrays(params)) - params["wpe"].size  # of wpe one row a token
     token = 4 * used / bandwidth
     inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
-    return {"decode 10": token, "decode 900": token, "prefill 10": max(token, 10 * inside),
-            "prefill 1000": 1000 * inside}
+    return {
+        "decode 10": token,
+        "decode 900": token,
+        "prefill 10": max(token, 10 * inside),
+        "prefill 1000": 1000 * inside,
+    }
 
 
 def measure_chapters(params, n_head):
@@ -88,18 +103,38 @@ def measure_chapters(params, n_head):
     n, rows = 100, []
     texts = {"text that repeats": (IDS[:10], {}), "text that does not": (IDS[:10], {"temperature": 1.0, "seed": 0})}
     for what, (inputs, options) in texts.items():
-        times = medians({module: functools.partial(module.generate, inputs, params, n_head, n, **options)
-                         for module in (gpt2, lookahead)}, 3)
+        times = medians(
+            {
+                module: functools.partial(module.generate, inputs, params, n_head, n, **options)
+                for module in (gpt2, lookahead)
+            },
+            3,
+        )
         n_passes = len(list(lookahead.passes(inputs, params, n_head, n, **options)))
-        rows.append((f"lookahead, {what}", f"{times[gpt2] / times[lookahead]:.2f} times gpt2.py",
-                     f"{n / times[lookahead]:.0f} tokens/s, {n / n_passes:.1f} tokens a pass"))
-    prompts = [(IDS[i:i + 10], 40, 0) for i in range(64)]
-    times = medians({0: lambda: gpt2.generate(IDS[:10], params, n_head, 40)} | {
-        size: lambda size=size: list(batch.generate(prompts[:size], params, n_head, batch_size=size))
-        for size in (1, 16, 64)}, 3)
+        rows.append(
+            (
+                f"lookahead, {what}",
+                f"{times[gpt2] / times[lookahead]:.2f} times gpt2.py",
+                f"{n / times[lookahead]:.0f} tokens/s, {n / n_passes:.1f} tokens a pass",
+            )
+        )
+    prompts = [(IDS[i : i + 10], 40, 0) for i in range(64)]
+    times = medians(
+        {0: lambda: gpt2.generate(IDS[:10], params, n_head, 40)}
+        | {
+            size: lambda size=size: list(batch.generate(prompts[:size], params, n_head, batch_size=size))
+            for size in (1, 16, 64)
+        },
+        3,
+    )
     for size in 1, 16, 64:
-        rows.append((f"batch of {size}", f"{size * times[0] / times[size]:.2f} times gpt2.py",
-                     f"{40 * size / times[size]:.0f} tokens/s"))
+        rows.append(
+            (
+                f"batch of {size}",
+                f"{size * times[0] / times[size]:.2f} times gpt2.py",
+                f"{40 * size / times[size]:.0f} tokens/s",
+            )
+        )
     return rows
 
 
@@ -109,8 +144,10 @@ def measure_processes(folder, n_bytes):
 
     def run(program, n):
         # a small process starts it, as a child's peak begins with the size of the process that it was forked from
-        code = ("import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
-                "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+        code = (
+            "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
         command = sys.executable, os.path.join(ROOT, program), PROMPT, str(n), "random", folder
         args = [sys.executable, "-c", code, *command]
         peak = int(subprocess.run(args, capture_output=True, check=True).stdout)
@@ -118,9 +155,14 @@ def measure_processes(folder, n_bytes):
 
     names = [(program, n) for n in (0, 40) for program in ("gpt2.py", "gpt2_pico.py")]
     times = medians({name: functools.partial(run, *name) for name in names}, 3)
-    return [(f"the command, {n} tokens", f"{times['gpt2_pico.py', n] / times['gpt2.py', n]:.2f} times gpt2_pico.py",
-             f"{times['gpt2.py', n]:.2f} s") for n in (0, 40)] + [
-        ("its memory at most", f"{max(memory) / n_bytes:.2f} times the weights", f"{max(memory) / 1e9:.2f} GB")]
+    return [
+        (
+            f"the command, {n} tokens",
+            f"{times['gpt2_pico.py', n] / times['gpt2.py', n]:.2f} times gpt2_pico.py",
+            f"{times['gpt2.py', n]:.2f} s",
+        )
+        for n in (0, 40)
+    ] + [("its memory at most", f"{max(memory) / n_bytes:.2f} times the weights", f"{max(memory) / 1e9:.2f} GB")]
 
 
 def measure_peer(name, folder):
@@ -142,9 +184,12 @@ def measure_peer(name, folder):
 def table(result):
     """Markdown: ratios first, then the figures."""
     engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
-    lines = [f"{result['machine']}, {result['date']}", "",
-             "| tokens a second, as a multiple of PicoGPT's | decoding after 10 | after 900 | prompt of 10 | of 1000 |",
-             "|---|---|---|---|---|"]
+    lines = [
+        f"{result['machine']}, {result['date']}",
+        "",
+        "| tokens a second, as a multiple of PicoGPT's | decoding after 10 | after 900 | prompt of 10 | of 1000 |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in engines.items():
         ours = found.get("PicoGPT beside it", engines["PicoGPT"])
         cells = [f"{ours[what] / found[what]:.2f} ({n / found[what]:.0f})" for what, n in WORK.items()]
@@ -163,8 +208,12 @@ def chart(result, path):
     engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
     limit = engines.pop("the machine's limit")
     figure = Figure(figsize=(8, 0.6 + 0.35 * len(engines)), layout="constrained")
-    for axes, what, n, title in zip(figure.subplots(1, 2, sharey=True), ("decode 10", "prefill 1000"), (1, 1000),
-                                    ("decoding after 10 tokens", "reading a prompt of 1000")):
+    for axes, what, n, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("decode 10", "prefill 1000"),
+        (1, 1000),
+        ("decoding after 10 tokens", "reading a prompt of 1000"),
+    ):
         rates = [n / found[what] for found in engines.values()]
         colors = ["#c44e52" if name == "PicoGPT" else "#8c9bb0" for name in engines]
         bars = axes.barh(list(engines), rates, color=colors)
@@ -202,7 +251,7 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
 
     hparams = dict(zip(utils.HPARAMS, (n_vocab, n_ctx, n_embd, n_head, n_layer)))
     for name, low in zip(utils.HPARAMS, (1024, 1024, 1, 1, 1)):
-        utils.check(name, hparams[name], low, 10 ** 7)
+        utils.check(name, hparams[name], low, 10**7)
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)

@@ -1,4 +1,4 @@
-"""Who runs a chapter by its path, python beyond/train.py, imports this in place of the package, and is told what to do."""
+"""Who runs a chapter by its path, python beyond/train.py, imports this in place of the package, and is told so."""
 
 import os
 import sys

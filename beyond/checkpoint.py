@@ -23,8 +23,9 @@ import struct
 import google_crc32c
 import numpy as np
 
-import utils
 from beyond import files
+import utils
+
 
 def initial_params(n_vocab, n_ctx, n_embd, n_head, n_layer, seed=0):
     """Parameters before the first step, as in GPT-2 (section 2.3 of its paper): weights normal with deviation 0.02,
@@ -41,9 +42,20 @@ def initial_params(n_vocab, n_ctx, n_embd, n_head, n_layer, seed=0):
         return {"w": normal(n_in * n_embd, n_out * n_embd, scale=scale), "b": np.zeros(n_out * n_embd, np.float32)}
 
     residual = 0.02 / math.sqrt(2 * n_layer)
-    return {"wte": normal(n_vocab, n_embd), "wpe": normal(n_ctx, n_embd), "ln_f": norm(), "blocks": [
-        {"ln_1": norm(), "attn": {"c_attn": layer(1, 3), "c_proj": layer(1, 1, residual)},
-         "ln_2": norm(), "mlp": {"c_fc": layer(1, 4), "c_proj": layer(4, 1, residual)}} for _ in range(n_layer)]}
+    return {
+        "wte": normal(n_vocab, n_embd),
+        "wpe": normal(n_ctx, n_embd),
+        "ln_f": norm(),
+        "blocks": [
+            {
+                "ln_1": norm(),
+                "attn": {"c_attn": layer(1, 3), "c_proj": layer(1, 1, residual)},
+                "ln_2": norm(),
+                "mlp": {"c_fc": layer(1, 4), "c_proj": layer(4, 1, residual)},
+            }
+            for _ in range(n_layer)
+        ],
+    }
 
 
 def tensors(params, prefix="model"):
@@ -75,8 +87,11 @@ def save_model(params, hparams, folder):
         os.makedirs(part)
         for name, text in ("hparams.json", json.dumps(hparams)), ("checkpoint", CHECKPOINT):
             files.write_text(os.path.join(part, name), text)
-        save_checkpoint(os.path.join(part, "model.ckpt"), arrays,
-                        lambda name: np.asarray(arrays[name])[None] if name.endswith("/w") else arrays[name])
+        save_checkpoint(
+            os.path.join(part, "model.ckpt"),
+            arrays,
+            lambda name: np.asarray(arrays[name])[None] if name.endswith("/w") else arrays[name],
+        )
         for name in os.listdir(part):
             os.replace(os.path.join(part, name), os.path.join(folder, name))
     except OSError as error:

@@ -36,10 +36,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beyond import checkpoint, files, variant
+from beyond.fit import adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell
 import gpt2 as model
 import utils
-from beyond import checkpoint, files, variant
-from beyond.fit import (adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell)
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, cls_head, n_head, last=-1):  # [n_seq] -> [n_classes]
@@ -58,6 +58,7 @@ def loss_of(n_head):
         ids, last, label, weight = row
         logits = in_jax.gpt2(ids, **joined(params, trained), n_head=n_head, last=last)
         return -weight * jax.nn.log_softmax(logits)[label]
+
     return loss
 
 
@@ -69,15 +70,19 @@ def read(path, text_column, label_column=None):
     (_, header), *rows = files.read_table(path) or [(1, [])]
     for name in filter(None, (text_column, label_column)):
         if name not in header:
-            raise ValueError(f"{path} has no column {name!r}: its columns are {', '.join(header)}; choose by text_column "
-                             f"and label_column")
+            raise ValueError(
+                f"{path} has no column {name!r}: its columns are {', '.join(header)}; choose by text_column "
+                f"and label_column"
+            )
     for number, row in rows:
         for name in filter(None, (text_column, label_column)):
             cell = row[header.index(name)] if len(row) > header.index(name) else None
             if cell is None or name == label_column and not cell.strip():
                 what = "label" if name == label_column else "text"
                 raise ValueError(f"{path}, line {number}: it has no {what}: add one, or leave the line out")
-    texts, labels = ([row[header.index(name)] if name else "" for _, row in rows] for name in (text_column, label_column))
+    texts, labels = (
+        [row[header.index(name)] if name else "" for _, row in rows] for name in (text_column, label_column)
+    )
     return header, [row for _, row in rows], texts, [label.strip() for label in labels]
 
 
@@ -117,8 +122,12 @@ def report(matrix, classes):
     width = max(map(len, [*classes, "true, found"])) + 2
     rows = [["true, found", *classes], *([name, *map(str, row)] for name, row in zip(classes, matrix))]
     accuracy, f1, majority = scores(matrix)
-    return "\n".join([f"accuracy {accuracy:.3f}, macro-F1 {f1:.3f}; always the largest class would be {majority:.3f}",
-                      *("".join(cell.ljust(width) for cell in row).rstrip() for row in rows)])
+    return "\n".join(
+        [
+            f"accuracy {accuracy:.3f}, macro-F1 {f1:.3f}; always the largest class would be {majority:.3f}",
+            *("".join(cell.ljust(width) for cell in row).rstrip() for row in rows),
+        ]
+    )
 
 
 def draw(matrix, classes, path):
@@ -141,8 +150,21 @@ def draw(matrix, classes, path):
 # --- the commands ---
 
 
-def train(data, out, model_size="124M", models_dir="models", text_column="text", label_column="label", k: int = None,
-          steps=200, learning_rate=1e-3, batch_size=8, eval_every=25, patience=3, seed=0):
+def train(
+    data,
+    out,
+    model_size="124M",
+    models_dir="models",
+    text_column="text",
+    label_column="label",
+    k: int = None,
+    steps=200,
+    learning_rate=1e-3,
+    batch_size=8,
+    eval_every=25,
+    patience=3,
+    seed=0,
+):
     """Teaches a model to tell classes apart, and tells how well it does on a fifth of the rows, which it has not seen.
 
     The folder out gets the model, cls_head.npz and confusion.svg. A killed run goes on.
@@ -175,15 +197,19 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
     n_layer, n_head = hparams["n_layer"], hparams["n_head"]
     k = n_layer if k is None else k
     utils.check("k", k, 0, n_layer, f"n_layer is {n_layer}")
-    settings.update(data=files.digest(data), model_size=files.model_digest(model_size, models_dir), k=k, out=None,
-                    models_dir=None)
+    settings.update(
+        data=files.digest(data), model_size=files.model_digest(model_size, models_dir), k=k, out=None, models_dir=None
+    )
     check_state(out, settings)
     params = jax.tree.map(jnp.asarray, params)
     ids = [encode(text, encoder, hparams["n_ctx"]) for text in texts]
     n_seq = max(map(len, ids))
-    table = (np.array([row + [0] * (n_seq - len(row)) for row in ids]), np.array([len(row) - 1 for row in ids]),
-             np.array([classes.index(label) for label in labels]),
-             np.array([len(labels) / len(classes) / count[label] for label in labels], np.float32))
+    table = (
+        np.array([row + [0] * (n_seq - len(row)) for row in ids]),
+        np.array([len(row) - 1 for row in ids]),
+        np.array([classes.index(label) for label in labels]),
+        np.array([len(labels) / len(classes) / count[label] for label in labels], np.float32),
+    )
     learned, unseen = hold_out(labels, np.random.default_rng(seed))
     loss, measured = loss_of(n_head), tuple(column[unseen] for column in table)
 
@@ -198,8 +224,10 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
         whole = joined(params, trained)
         os.makedirs(out, exist_ok=True)
         checkpoint.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
-        files.write_whole(os.path.join(out, "cls_head.npz"), lambda part: np.savez(
-            part, cls_head=trained["cls_head"], classes=classes))
+        files.write_whole(
+            os.path.join(out, "cls_head.npz"),
+            lambda part: np.savez(part, cls_head=trained["cls_head"], classes=classes),
+        )
 
     head = 0.02 * np.random.default_rng(seed).standard_normal((hparams["n_embd"], len(classes)), np.float32)
     trained = {**last_blocks(params, k), "cls_head": head}
@@ -207,8 +235,17 @@ def train(data, out, model_size="124M", models_dir="models", text_column="text",
     start = time.perf_counter()
     held_out(trained)
     tell(time.perf_counter() - start, len(unseen), n_all, n, settings)
-    fit(trained, loss, rows, held_out, save, functools.partial(adamw, learning_rate=learning_rate), out, settings,
-        [params])
+    fit(
+        trained,
+        loss,
+        rows,
+        held_out,
+        save,
+        functools.partial(adamw, learning_rate=learning_rate),
+        out,
+        settings,
+        [params],
+    )
     _, n_head, params, classes = load(os.path.basename(os.path.abspath(out)), os.path.dirname(os.path.abspath(out)))
     found = [classes[gpt2(ids[i], **params, n_head=n_head).argmax()] for i in unseen]
     matrix = confusion([labels[i] for i in unseen], found, classes)
@@ -226,8 +263,10 @@ def load(model_size, models_dir):
     head = load_npz(path)
     shape = head.get("cls_head", np.zeros(0)).shape
     if "classes" not in head or shape != (hparams["n_embd"], len(head["classes"])):
-        raise ValueError(f"{path} does not belong to this model, whose n_embd is {hparams['n_embd']}: make a classifier "
-                         f"with beyond.classify train")
+        raise ValueError(
+            f"{path} does not belong to this model, whose n_embd is {hparams['n_embd']}: make a classifier "
+            f"with beyond.classify train"
+        )
     return encoder, hparams["n_head"], {**params, "cls_head": head["cls_head"]}, head["classes"].tolist()
 
 
@@ -261,5 +300,13 @@ def predict(text, model_size, models_dir="models", text_column="text"):
 
 
 if __name__ == "__main__":
-    utils.run({"train": train, "predict": predict}, "data", "out", "model_size", "models_dir", "text", "text_column",
-              "label_column")
+    utils.run(
+        {"train": train, "predict": predict},
+        "data",
+        "out",
+        "model_size",
+        "models_dir",
+        "text",
+        "text_column",
+        "label_column",
+    )

@@ -9,9 +9,9 @@ lookahead.py calls whatever gpt2 it is made over (see beyond/__init__.py).
 import functools
 import sys
 
+from beyond import variant
 import gpt2
 import utils
-from beyond import variant
 
 
 def load(model_size, models_dir, kernels=False, bits=None, weights=None):
@@ -19,6 +19,7 @@ def load(model_size, models_dir, kernels=False, bits=None, weights=None):
     model = gpt2
     if bits is not None:
         from beyond import quantize
+
         encoder, hparams, params = quantize.load(model_size, models_dir, bits, weights)
     elif weights is not None:
         raise ValueError(f"weights={weights!r} is where quantized weights go: give bits, 8 or 4, too")
@@ -26,24 +27,37 @@ def load(model_size, models_dir, kernels=False, bits=None, weights=None):
         encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     if kernels:
         from beyond import kernels as compiled
+
         model, params = compiled.model, compiled.prepare(params)
     return model, encoder, hparams, params
 
 
-def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
-         top_k: int = None, top_p: float = None, seed: int = None, *, kernels=False, bits: int = None,
-         lookahead=False, weights: str = None):
+def main(
+    prompt: str = None,
+    n_tokens_to_generate=40,
+    model_size="124M",
+    models_dir="models",
+    temperature=0,
+    top_k: int = None,
+    top_p: float = None,
+    seed: int = None,
+    *,
+    kernels=False,
+    bits: int = None,
+    lookahead=False,
+    weights: str = None,
+):
     """Continues a text with GPT-2 and prints the continuation.
 
     Args:
-        prompt: As for gpt2.py, like all up to seed.
-        n_tokens_to_generate: As for gpt2.py.
-        model_size: As for gpt2.py.
-        models_dir: As for gpt2.py.
-        temperature: As for gpt2.py.
-        top_k: As for gpt2.py.
-        top_p: As for gpt2.py.
-        seed: As for gpt2.py.
+        prompt: The text to continue; - reads the standard input, "" begins from nothing.
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
+        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
+        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
+        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
+        seed: Likewise, the same seed, 0 or more, gives the same text. By default another text each time.
         kernels: Compiles the small layers. beyond.kernels always does.
         bits: 8 or 4: quantizes the weights. beyond.quantize has 8, if nothing is said.
         lookahead: Guesses the next tokens, and tells how many came a pass. beyond.lookahead always does.
@@ -57,6 +71,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     if not lookahead:
         return encoder.decode(model.generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
     from beyond import lookahead as guessing
+
     guessing = variant(guessing, gpt2=model)
     found = list(guessing.passes(inputs, params, hparams["n_head"], *options, stop=end_of_text))
     n = sum(map(len, found))
@@ -66,7 +81,9 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
 def run(**defaults):
     """The command of a chapter: main with these flags set."""
+
     @functools.wraps(main)
     def chosen(*args, **kwargs):
         return main(*args, **{**defaults, **kwargs})
+
     utils.run(chosen, "prompt", "model_size", "models_dir", "weights")

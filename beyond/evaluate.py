@@ -41,14 +41,14 @@ import sys
 import numpy as np
 import regex
 
+from beyond import combine, files, variant
 import gpt2
 import utils
-from beyond import combine, files, variant
 
 
 def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
     """-log p of each target, in nats, and whether it has the highest logit; the last of them follows all of inputs."""
-    logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets):] @ params["wte"].T
+    logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets) :] @ params["wte"].T
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(targets)), targets]
     return np.log(np.exp(logits).sum(axis=-1)) - chosen, chosen == 0
@@ -92,9 +92,18 @@ def score_text(path, encoder, params, n_head, stride):
     n_words = n_bytes = n_read = n = 0
     loss, start = 0.0, beginning(encoder)
     # bytes that are not UTF-8 are scored as they are
-    with io.TextIOWrapper(files.open_bytes(path), "utf-8", "surrogateescape", newline="") as file, tqdm(
-            total=os.path.getsize(path) if os.path.exists(path) else None, desc="scoring", unit="B", unit_scale=True,
-            leave=False, disable=None) as bar:
+    with (
+        io.TextIOWrapper(files.open_bytes(path), "utf-8", "surrogateescape", newline="") as file,
+        tqdm(
+            total=os.path.getsize(path) if os.path.exists(path) else None,
+            desc="scoring",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None,
+        ) as bar,
+    ):
+
         def read():
             nonlocal n_words, n_bytes, n_read
             for piece in pieces(file):
@@ -111,8 +120,10 @@ def score_text(path, encoder, params, n_head, stride):
     if not n:
         raise ValueError(f"{path} is empty: there is nothing to score")
     per_word = f"{perplexity(loss / n_words)} a word, " if n_words else ""
-    return (f"{n} tokens, {n_words} words, {n_bytes} bytes\nloss {loss / n:.4f} nats a token\nperplexity "
-            f"{perplexity(loss / n)} a token, {per_word}{loss / math.log(2) / n_bytes:.4f} bits a byte")
+    return (
+        f"{n} tokens, {n_words} words, {n_bytes} bytes\nloss {loss / n:.4f} nats a token\nperplexity "
+        f"{perplexity(loss / n)} a token, {per_word}{loss / math.log(2) / n_bytes:.4f} bits a byte"
+    )
 
 
 def beginning(encoder):
@@ -133,14 +144,16 @@ def score_last_words(path, encoder, params, n_head):
             raise ValueError(f"{place}: its last word has {len(target)} tokens; it must have from 1 to {n_ctx}")
         if not before:
             raise ValueError(f"{place}: nothing comes before its last word: give a longer passage")
-        inputs = [*before, *target][-n_ctx - 1:]
+        inputs = [*before, *target][-n_ctx - 1 :]
         loss, right = losses(inputs[:-1], target, params, n_head)
         found.append(loss.sum(dtype=np.float64))
         n_right += right.all()
     if not found:
         raise ValueError(f"{path} is empty: there is nothing to score")
-    return (f"{len(found)} passages\naccuracy of the last word {100 * n_right / len(found):.2f}%\n"
-            f"perplexity {perplexity(np.mean(found))} a last word")
+    return (
+        f"{len(found)} passages\naccuracy of the last word {100 * n_right / len(found):.2f}%\n"
+        f"perplexity {perplexity(np.mean(found))} a last word"
+    )
 
 
 def perplexity(loss):
@@ -150,8 +163,16 @@ def perplexity(loss):
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
-def main(text, model_size="124M", models_dir="models", stride: int = None, *, kernels=False, bits: int = None,
-         weights: str = None):
+def main(
+    text,
+    model_size="124M",
+    models_dir="models",
+    stride: int = None,
+    *,
+    kernels=False,
+    bits: int = None,
+    weights: str = None,
+):
     """Scores a text: its loss in nats a token, its perplexity a token and a word, and bits a byte.
 
     OpenAI's models, 124M / 355M / 774M / 1558M, without training on it (table 3 of their paper): WikiText2 29.41 /
@@ -159,8 +180,8 @@ def main(text, model_size="124M", models_dir="models", stride: int = None, *, ke
     of the last words.
 
     Args:
-        text: The path of a text; - reads the standard input. If it ends in .jsonl, of passages, {"text": ...} in each line,
-            whose last words are scored.
+        text: The path of a text; - reads the standard input. If it ends in .jsonl, of passages, {"text": ...} in each
+            line, whose last words are scored.
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside gpt2.py.
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.

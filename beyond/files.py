@@ -58,12 +58,14 @@ def decode(data, name):
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}; convert it first"
-                         ) from None
+        raise ValueError(
+            f"{name} is not UTF-8: byte {error.start:,} is 0x{data[error.start]:02x}; convert it first"
+        ) from None
 
 
 def read_lines(path):
     """The lines of a file, which it opens at once: an iterator of bytes, without ends and without a byte-order mark."""
+
     def lines(file):
         with file:
             for number, line in enumerate(file):
@@ -84,7 +86,9 @@ def read_records(path, form):
             continue
         try:
             record = json.loads(line)
-            fits = all(isinstance(record[name] if example else record.get(name, ""), str) for name, example in form.items())
+            fits = all(
+                isinstance(record[name] if example else record.get(name, ""), str) for name, example in form.items()
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fits = False
         if not fits:
@@ -100,8 +104,10 @@ def read_table(path):
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error:
-        raise ValueError(f"{path}, line {reader.line_num}: a quote is not closed, or is followed by more text: write a "
-                         f'field that holds a quote as "a ""word"" in quotes"') from None
+        raise ValueError(
+            f"{path}, line {reader.line_num}: a quote is not closed, or is followed by more text: write a "
+            f'field that holds a quote as "a ""word"" in quotes"'
+        ) from None
 
 
 # --- writing ---
@@ -124,6 +130,7 @@ def write_whole(path, write):
 
 def write_text(path, text):
     """A UTF-8 text to a file, as write_whole does."""
+
     def write(part):
         with open(part, "w", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -148,8 +155,9 @@ def check_file(path, is_ours, *inputs):
         raise ValueError(f"{path} is the input, too, and would be lost: name another file for the output")
     with open(path, "rb") as file:
         if os.path.getsize(path) and not is_ours(file):
-            raise ValueError(f"{path} is there already, and this command did not write it: give another out, or remove "
-                             f"it")
+            raise ValueError(
+                f"{path} is there already, and this command did not write it: give another out, or remove it"
+            )
 
 
 def check_new(folder):
@@ -208,5 +216,7 @@ def same_work(place, before, now):
         raise ValueError(f"{place} is not what this command left: give another name, or remove it") from None
     if differing := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         both = "; ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in differing)
-        raise ValueError(f"{place} was begun with other settings or files ({both}): repeat those to go on with it, or "
-                         f"give another name, or remove it")
+        raise ValueError(
+            f"{place} was begun with other settings or files ({both}): repeat those to go on with it, or "
+            f"give another name, or remove it"
+        )

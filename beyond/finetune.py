@@ -25,9 +25,9 @@ is not a part of GPT-2's block, so there is nothing but the small file, and tran
     params = finetune.combine(params, finetune.load("models/coder/adapter.npz"), "adapter")
     print(encoder.decode(model.generate(encoder.encode("def "), params, hparams["n_head"], 40)))
 
-A file that ends in .jsonl holds tasks, one in each line, {"instruction": ..., "input": ..., "output": ...}; input may be
-missing. The model sees them as prompt.txt in --out shows; the loss counts only the output's tokens and the <|endoftext|>
-after them. Before it begins, it says about how long it will take and how much memory.
+A file that ends in .jsonl holds tasks, one in each line, {"instruction": ..., "input": ..., "output": ...}; input may
+be missing. The model sees them as prompt.txt in --out shows; the loss counts only the output's tokens and the
+<|endoftext|> after them. Before it begins, it says about how long it will take and how much memory.
 """
 
 import functools
@@ -39,10 +39,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import gpt2
-import utils
 from beyond import checkpoint, files, train, variant
 from beyond.fit import adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell
+import gpt2
+import utils
 
 RATES = {"full": 3e-4, "last_k": 1e-3, "head": 1e-2, "adapter": 3e-3, "lora": 3e-3}  # learning rates
 TASK = {"instruction": "a text", "input": None, "output": "a text"}  # what a line of tasks has; input may be missing
@@ -67,25 +67,40 @@ def begin(params, method, k, rank, seed):
     def zeros(*shape):
         return np.zeros(shape, np.float32)
 
-    return {"full": lambda: params,
-            "last_k": lambda: last_blocks(params, k),
-            "head": lambda: {"ln_f": params["ln_f"]},
-            "adapter": lambda: {"down": normal(n_layer, 2, n_embd, rank), "down_b": zeros(n_layer, 2, rank),
-                                "up": zeros(n_layer, 2, rank, n_embd), "up_b": zeros(n_layer, 2, n_embd)},
-            "lora": lambda: {"a": normal(n_layer, n_embd, rank), "b": zeros(n_layer, rank, 3 * n_embd)}}[method]()
+    return {
+        "full": lambda: params,
+        "last_k": lambda: last_blocks(params, k),
+        "head": lambda: {"ln_f": params["ln_f"]},
+        "adapter": lambda: {
+            "down": normal(n_layer, 2, n_embd, rank),
+            "down_b": zeros(n_layer, 2, rank),
+            "up": zeros(n_layer, 2, rank, n_embd),
+            "up_b": zeros(n_layer, 2, n_embd),
+        },
+        "lora": lambda: {"a": normal(n_layer, n_embd, rank), "b": zeros(n_layer, rank, 3 * n_embd)},
+    }[method]()
 
 
 def combine(params, trained, method):
     """The params of a model from those of the base and what a method trained."""
     blocks = params["blocks"]
     if method == "adapter":
-        return {**params, "blocks": [{**block, "adapter": {name: array[i] for name, array in trained.items()}}
-                                     for i, block in enumerate(blocks)]}
+        return {
+            **params,
+            "blocks": [
+                {**block, "adapter": {name: array[i] for name, array in trained.items()}}
+                for i, block in enumerate(blocks)
+            ],
+        }
     if method == "lora":
         w = [block["attn"]["c_attn"]["w"] + a @ b for block, a, b in zip(blocks, trained["a"], trained["b"])]
-        return {**params, "blocks": [
-            {**block, "attn": {**block["attn"], "c_attn": {**block["attn"]["c_attn"], "w": w[i]}}}
-            for i, block in enumerate(blocks)]}
+        return {
+            **params,
+            "blocks": [
+                {**block, "attn": {**block["attn"], "c_attn": {**block["attn"]["c_attn"], "w": w[i]}}}
+                for i, block in enumerate(blocks)
+            ],
+        }
     return joined(params, trained)
 
 
@@ -103,6 +118,7 @@ def loss_of(method, n_head):
     def loss(trained, row, key, params):
         losses = train.token_losses(combine(params, trained, method), row[0], n_head, model)
         return (losses * row[1]).sum() / row[1].sum()
+
     return loss
 
 
@@ -116,11 +132,13 @@ def read(path, encoder, n_ctx):
     if str(path).endswith(".json"):
         raise ValueError(f"{path} is neither a text nor tasks: write each task on a line of its own, in a .jsonl file")
     content = files.read_text(path)
-    parts = [encoder.encode(part) for part in (content[:len(content) * 9 // 10], content[len(content) * 9 // 10:])]
+    parts = [encoder.encode(part) for part in (content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :])]
     n_seq = min(n_ctx, len(parts[1]) - 1)
     if n_seq < 8:
-        raise ValueError(f"the last tenth of {path} has {len(parts[1])} tokens, and 9 or more are needed to measure with: "
-                         f"give a longer text")
+        raise ValueError(
+            f"the last tenth of {path} has {len(parts[1])} tokens, and 9 or more are needed to measure with: "
+            f"give a longer text"
+        )
     train.check_length(parts[0], n_seq, f"{path} without its last tenth")
     rows = [np.lib.stride_tricks.sliding_window_view(np.array(part), n_seq + 1) for part in parts]
     return [(found, np.broadcast_to(np.float32(1), (len(found), n_seq))) for found in (rows[0], rows[1][::n_seq])]
@@ -129,15 +147,19 @@ def read(path, encoder, n_ctx):
 def read_tasks(path, encoder, n_ctx):
     """As read, for a file of tasks; a row is a prompt, its answer and <|endoftext|> up to the longest one's length."""
     if (end := encoder.encoder.get("<|endoftext|>")) is None:
-        raise ValueError(f"{path} holds tasks, whose answers end in <|endoftext|>, which this model's vocabulary lacks: "
-                         f"give a text, or another model_size")
+        raise ValueError(
+            f"{path} holds tasks, whose answers end in <|endoftext|>, which this model's vocabulary lacks: "
+            f"give a text, or another model_size"
+        )
     tasks = []
     for place, task in files.read_records(path, TASK):
         prompt, output = encoder.encode(prompt_of(task["instruction"], task.get("input", ""))), task["output"].strip()
         tasks.append((prompt, [*encoder.encode(" " + output), end]))
         if (n := sum(map(len, tasks[-1]))) > n_ctx:
-            raise ValueError(f"{place}: it has {n} tokens with its answer, and the model's context is {n_ctx}: shorten "
-                             f"it or leave it out")
+            raise ValueError(
+                f"{place}: it has {n} tokens with its answer, and the model's context is {n_ctx}: shorten "
+                f"it or leave it out"
+            )
     if len(tasks) < 10:
         raise ValueError(f"{path} holds {len(tasks)} tasks, and a tenth of them is held out: give 10 or more")
     n_seq = max(len(prompt) + len(output) for prompt, output in tasks)
@@ -155,8 +177,21 @@ def prompt_of(instruction, input=""):
 # --- the command ---
 
 
-def main(data, out, model_size="124M", models_dir="models", method="lora", k=2, rank=8, steps=300,
-         learning_rate: float = None, batch_size=8, eval_every=50, patience=3, seed=0):
+def main(
+    data,
+    out,
+    model_size="124M",
+    models_dir="models",
+    method="lora",
+    k=2,
+    rank=8,
+    steps=300,
+    learning_rate: float = None,
+    batch_size=8,
+    eval_every=50,
+    patience=3,
+    seed=0,
+):
     """Teaches a model a text or tasks, and tells the held-out loss before and after. A killed run goes on.
 
     Args:
@@ -183,8 +218,9 @@ def main(data, out, model_size="124M", models_dir="models", method="lora", k=2, 
     if method == "last_k":
         utils.check("k", k, 1, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
     learned, unseen = read(data, encoder, hparams["n_ctx"])
-    settings.update(data=files.digest(data), model_size=files.model_digest(model_size, models_dir), out=None,
-                    models_dir=None)
+    settings.update(
+        data=files.digest(data), model_size=files.model_digest(model_size, models_dir), out=None, models_dir=None
+    )
     check_state(out, settings)
     params, loss = jax.tree.map(jnp.asarray, params), loss_of(method, hparams["n_head"])
 
@@ -216,8 +252,10 @@ def main(data, out, model_size="124M", models_dir="models", method="lora", k=2, 
     names = [name for name in (f"{method}.npz", utils.DATA) if os.path.exists(os.path.join(out, name))]
     sizes = ", ".join(f"{name} {os.path.getsize(os.path.join(out, name)):,} bytes" for name in names)
     finish(out)
-    return (f"{out}: {n:,} of {n_all:,} parameters trained ({100 * n / n_all:.2f}%); held-out loss {before:.4f} "
-            f"before, {after:.4f} after {int(history[-1][0])} steps; {sizes}")
+    return (
+        f"{out}: {n:,} of {n_all:,} parameters trained ({100 * n / n_all:.2f}%); held-out loss {before:.4f} "
+        f"before, {after:.4f} after {int(history[-1][0])} steps; {sizes}"
+    )
 
 
 if __name__ == "__main__":

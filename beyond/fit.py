@@ -1,4 +1,4 @@
-"""The training loop that the learning chapters share: a loss goes in, the weights that did best on held-out data come out.
+"""The training loop of all learning chapters: a loss goes in, the weights that did best on held-out data come out.
 
 fit draws batches, lets an optimizer of optax follow the gradients of jax.grad, measures every eval_every steps what the
 weights are worth on data that they never learn from, and keeps the best. It knows nothing of language models: a chapter
@@ -16,13 +16,13 @@ import zipfile
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers, muon
 
-import utils
 from beyond import files
+import utils
 
 # --- optimizers ---
 
@@ -36,9 +36,15 @@ def schedule(steps, learning_rate):
 def adamw(steps, learning_rate):
     """AdamW (https://arxiv.org/abs/1711.05101): what was learned before should not be forgotten at once, so there is
     little decay, and of matrices only."""
-    return optax.chain(optax.clip_by_global_norm(1), optax.adamw(
-        schedule(steps, learning_rate), b2=0.99, weight_decay=0.01,
-        mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)))
+    return optax.chain(
+        optax.clip_by_global_norm(1),
+        optax.adamw(
+            schedule(steps, learning_rate),
+            b2=0.99,
+            weight_decay=0.01,
+            mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+        ),
+    )
 
 
 def muon_and_adamw(steps, learning_rate, weight_decay):
@@ -48,18 +54,29 @@ def muon_and_adamw(steps, learning_rate, weight_decay):
     (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay, as a norm's g
     has its right size. Clipping: for the odd batch.
     """
+
     def for_muon(path, x):
         return MuonDimensionNumbers() if path[0].key == "blocks" and x.ndim == 2 else None
 
-    return optax.chain(optax.clip_by_global_norm(1), muon(
-        schedule(steps, learning_rate), weight_decay=weight_decay, adam_b2=0.99, consistent_rms=0.2,
-        muon_weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, for_muon)))
+    return optax.chain(
+        optax.clip_by_global_norm(1),
+        muon(
+            schedule(steps, learning_rate),
+            weight_decay=weight_decay,
+            adam_b2=0.99,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, for_muon),
+        ),
+    )
 
 
 # --- one step ---
 
 
-def spread(rows, spec=PartitionSpec("data")):
+BY_ROW = PartitionSpec("data")
+
+
+def spread(rows, spec=BY_ROW):
     """Rows dealt out to all devices that JAX sees; under jit each works on its own, and the sums go to all."""
     return jax.device_put(rows, NamedSharding(Mesh(np.array(jax.devices()), ("data",)), spec))
 
@@ -82,6 +99,7 @@ def updater(loss, optimizer, seed, fixed=()):
         value, grads = jax.tree.map(lambda x: x / len(keys), total)
         changes, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, changes), state, value
+
     return lambda *args: update(*args, fixed)
 
 
@@ -125,11 +143,22 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=(
 
     def check(value):
         if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {step + 1}: try a lower learning_rate under another name; "
-                             + (f"{folder} keeps the best weights so far" if history else "nothing was saved so far"))
+            raise ValueError(
+                f"the loss is {value} at step {step + 1}: try a lower learning_rate under another name; "
+                + (f"{folder} keeps the best weights so far" if history else "nothing was saved so far")
+            )
 
-    steps = settings["steps"] or _saved_steps(folder) or _steps_in(
-        settings["minutes"], updater(loss, optimizer(1000), seed, fixed), params, optimizer(1000).init(params), batch(0))
+    steps = (
+        settings["steps"]
+        or _saved_steps(folder)
+        or _steps_in(
+            settings["minutes"],
+            updater(loss, optimizer(1000), seed, fixed),
+            params,
+            optimizer(1000).init(params),
+            batch(0),
+        )
+    )
     update = updater(loss, optimizer(steps), seed, fixed)
     tree = params, optimizer(steps).init(params), params  # the weights, the optimizer's state, the best weights
     tree, history = read_state(folder, settings, tree) or (tree, [])
@@ -157,8 +186,9 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=(
                 tqdm.write("step {}: loss {:.4f}, held out {:.4f}".format(*history[-1]), file=sys.stderr)
             bar.update()
             last = f", held out {history[-1][2]:.3f}" if history else ""
-            bar.set_postfix_str(f"loss {value:.3f}{last}, "
-                                f"{jax.tree.leaves(now)[0].size * (bar.format_dict['rate'] or 0):.0f} tokens/s")
+            bar.set_postfix_str(
+                f"loss {value:.3f}{last}, {jax.tree.leaves(now)[0].size * (bar.format_dict['rate'] or 0):.0f} tokens/s"
+            )
     return history
 
 
@@ -181,16 +211,19 @@ def load_npz(path, *names):
         with np.load(path) as file:
             return {name: file[name] for name in names or file}
     except (ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile):
-        raise ValueError(f"{path} is damaged, or another program's: remove it, or what it is in, and begin "
-                         f"again") from None
+        raise ValueError(
+            f"{path} is damaged, or another program's: remove it, or what it is in, and begin again"
+        ) from None
 
 
 def write_state(folder, settings, steps, tree, history):
     """Keeps the last evaluation's state, all at once."""
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
     os.makedirs(folder, exist_ok=True)
-    files.write_whole(os.path.join(folder, files.STATE), lambda part: np.savez(
-        part, settings=json.dumps(settings), steps=steps, history=history, **leaves))
+    files.write_whole(
+        os.path.join(folder, files.STATE),
+        lambda part: np.savez(part, settings=json.dumps(settings), steps=steps, history=history, **leaves),
+    )
 
 
 def check_state(folder, settings):
@@ -230,8 +263,14 @@ def finish(folder):
 
 # --- what the learning chapters have in common ---
 
-RANGES = {"steps": (1, 10**9), "batch_size": (1, 10**6), "eval_every": (1, 10**9), "patience": (1, 10**9),
-          "seed": (0, 2**63 - 1), "learning_rate": (1e-9, 1.0)}
+RANGES = {
+    "steps": (1, 10**9),
+    "batch_size": (1, 10**6),
+    "eval_every": (1, 10**9),
+    "patience": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+    "learning_rate": (1e-9, 1.0),
+}
 
 
 def check_settings(settings, optional=(), **ranges):
@@ -243,28 +282,32 @@ def check_settings(settings, optional=(), **ranges):
         if name in settings and not (name in optional and settings[name] is None):
             utils.check(name, settings[name], *limits)
     if settings["batch_size"] % jax.device_count():
-        raise ValueError(f"batch_size={settings['batch_size']} must be a multiple of {jax.device_count()}, the number "
-                         f"of devices")
+        raise ValueError(
+            f"batch_size={settings['batch_size']} must be a multiple of {jax.device_count()}, the number of devices"
+        )
 
 
 def last_blocks(params, k):
     """What learns where all but the last k blocks stay as they are."""
-    return {"blocks": params["blocks"][len(params["blocks"]) - k:], "ln_f": params["ln_f"]}
+    return {"blocks": params["blocks"][len(params["blocks"]) - k :], "ln_f": params["ln_f"]}
 
 
 def joined(params, trained):
     """params with what was trained of them, last_blocks say, in its place."""
     blocks, learned = params["blocks"], trained.get("blocks", [])
-    return {**params, **trained, "blocks": [*blocks[:len(blocks) - len(learned)], *learned]}
+    return {**params, **trained, "blocks": [*blocks[: len(blocks) - len(learned)], *learned]}
 
 
 def tell(seconds, n_rows, n_all, n_trained, settings):
     """Says, before it begins, about how long a run will take and how much memory.
 
-    seconds: what evaluating n_rows took. A step costs about 3 passes a row: one forward, and one backward twice as long.
+    seconds: what evaluating n_rows took. A step takes about 3 times as long for a row: forward, and twice that back.
     Memory: all weights, and of those that learn five times as much: gradients, two moments, the best, a copy to save.
     """
     steps = settings["steps"]
     total = seconds / n_rows * 3 * settings["batch_size"] * steps + seconds * math.ceil(steps / settings["eval_every"])
-    print(f"at most {steps} steps: about {total / 60:.1f} minutes here, and {4e-9 * (n_all + 5 * n_trained):.1f} GB of "
-          f"memory besides a row's activations", file=sys.stderr)
+    print(
+        f"at most {steps} steps: about {total / 60:.1f} minutes here, and {4e-9 * (n_all + 5 * n_trained):.1f} GB of "
+        f"memory besides a row's activations",
+        file=sys.stderr,
+    )

@@ -35,17 +35,24 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
+from beyond import variant
 import gpt2
 import utils
-from beyond import variant
 
 model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
 SPLIT = {  # the axis of each parameter that goes over the mesh's axis "model"; all else is everywhere
-    "wte": P("model"), "c_attn/w": P(None, None, "model"), "c_attn/b": P(None, "model"), "attn/c_proj/w": P("model"),
-    "c_fc/w": P(None, "model"), "c_fc/b": P("model"), "mlp/c_proj/w": P("model")}
+    "wte": P("model"),
+    "c_attn/w": P(None, None, "model"),
+    "c_attn/b": P(None, "model"),
+    "attn/c_proj/w": P("model"),
+    "c_fc/w": P(None, "model"),
+    "c_fc/b": P("model"),
+    "mlp/c_proj/w": P("model"),
+}
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_seq, n_embd], kv [2, n_head, n_total, d] -> [n_seq, n_embd], kv
@@ -110,8 +117,10 @@ def place(params, n_head, mesh, dtype="float32"):
     n = mesh.shape["model"]
     if n_head % n:
         fitting = [i for i in range(1, n_head + 1) if n_head % i == 0]
-        raise ValueError(f"the model's {n_head} heads do not divide over {n} devices: choose one of {fitting} for "
-                         f"the second number of mesh")
+        raise ValueError(
+            f"the model's {n_head} heads do not divide over {n} devices: choose one of {fitting} for "
+            f"the second number of mesh"
+        )
 
     def put(path, array):
         name, array = jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(array)
@@ -135,9 +144,17 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
     rows = np.array([[*ids, *[0] * (longest - len(ids))] for ids in [*inputs, *inputs[-1:] * more]])  # a multiple of it
     lengths = np.array([len(ids) for ids in [*inputs, *inputs[-1:] * more]])
     by_row, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    found = complete(place(params, n_head, mesh, dtype), jax.device_put(rows, by_row), jax.device_put(lengths, by_row),
-                     n_head, len(params["wte"]), n_tokens_to_generate, -2 if stop is None else stop, everywhere)
-    found = np.asarray(found.addressable_data(0))[:len(inputs)]
+    found = complete(
+        place(params, n_head, mesh, dtype),
+        jax.device_put(rows, by_row),
+        jax.device_put(lengths, by_row),
+        n_head,
+        len(params["wte"]),
+        n_tokens_to_generate,
+        -2 if stop is None else stop,
+        everywhere,
+    )
+    found = np.asarray(found.addressable_data(0))[: len(inputs)]
     return [ids[ids >= 0].tolist() for ids in found]
 
 
@@ -177,12 +194,24 @@ def meet(coordinator, n_processes, process_id, patience=120):
                 time.sleep(1)
     except OSError as error:
         others = "the other processes" if process_id == 0 else "process 0"
-        raise OSError(f"no connection with {others} at {coordinator}: {error.strerror or error}; begin all {n_processes} "
-                      f"within {patience} seconds, with the same coordinator") from None
+        raise OSError(
+            f"no connection with {others} at {coordinator}: {error.strerror or error}; begin all {n_processes} "
+            f"within {patience} seconds, with the same coordinator"
+        ) from None
 
 
-def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", lines=False, mesh="1x1",
-         dtype="float32", coordinator: str = None, n_processes=1, process_id=0):
+def main(
+    prompt: str = None,
+    n_tokens_to_generate=40,
+    model_size="124M",
+    models_dir="models",
+    lines=False,
+    mesh="1x1",
+    dtype="float32",
+    coordinator: str = None,
+    n_processes=1,
+    process_id=0,
+):
     """Continues a text greedily with GPT-2 on what JAX finds, and prints the continuation.
 
     Args:
@@ -192,7 +221,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
         models_dir: Where the models are; by default models/ beside gpt2.py.
         lines: Takes each line of the prompt for a prompt of its own, and prints a line of JSON for each completion, or
             {"error": ...}.
-        mesh: DATAxMODEL: how many groups of devices share the prompts, and how many devices in a group share the weights.
+        mesh: DATAxMODEL: how many groups of devices share the prompts, and how many devices in each share the weights.
         dtype: float32 or bfloat16, which needs half the memory.
         coordinator: With several processes, HOST:PORT of process 0.
         n_processes: How many there are.

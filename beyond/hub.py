@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 
-import utils
 from beyond import vocabulary
+import utils
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SMALL = ["config.json", INDEX, *vocabulary.FILES]
@@ -23,7 +23,8 @@ ONLY = {  # where gpt2.py knows one way only: the values in config.json that mea
     "scale_attn_weights": ([True], "attention without the division by sqrt(d)"),
     "add_cross_attention": ([False], "attention to a second text"),
     "tie_word_embeddings": ([True], "an output matrix, lm_head, that is not wte"),
-    "quantization_config": ([None], "quantized weights")}
+    "quantization_config": ([None], "quantized weights"),
+}
 ARCHITECTURES = "GPT2LMHeadModel", "GPT2Model", "GPT2DoubleHeadsModel"
 
 # --- the files ---
@@ -59,12 +60,16 @@ def files_of(source, revision=None):
         try:
             folder = fetch([], local_files_only=True)
         except Exception:
-            raise OSError(f"cannot reach the hub for {source}: {_line(error)}; it is not in the cache either: check "
-                          f"the network and HF_HUB_OFFLINE, or give a folder") from None
+            raise OSError(
+                f"cannot reach the hub for {source}: {_line(error)}; it is not in the cache either: check "
+                f"the network and HF_HUB_OFFLINE, or give a folder"
+            ) from None
         files = _files_in(folder)
         if not any(name.endswith(".safetensors") for name in files):
-            raise OSError(f"the cache has only a part of {source}, and the hub cannot be reached: {_line(error)}; try "
-                          f"again with a network") from None
+            raise OSError(
+                f"the cache has only a part of {source}, and the hub cannot be reached: {_line(error)}; try "
+                f"again with a network"
+            ) from None
         return files, lambda names: folder
     listed = {file.rfilename: (file.size or 0, file.lfs and file.lfs.sha256) for file in info.siblings}
     return listed, lambda names: _checked(source, listed, names, info.sha, fetch)
@@ -79,8 +84,10 @@ def _checked(source, listed, names, commit, fetch):
         folder = fetch(names)
     except Exception as error:
         reason = getattr(error, "strerror", None) or _line(error)  # a disk that is full has its own words
-        raise OSError(f"cannot fetch {', '.join(names)} of {source}: {reason}; the same command goes on with what is "
-                      f"whole; where the cache is, HF_HOME says") from None
+        raise OSError(
+            f"cannot fetch {', '.join(names)} of {source}: {reason}; the same command goes on with what is "
+            f"whole; where the cache is, HF_HOME says"
+        ) from None
     if os.path.basename(folder) != commit:
         raise OSError(f"{source} was changed while it was fetched: try again")
     for name in names:
@@ -100,8 +107,10 @@ def _refusal(source, revision, error):
         return f"{source} has no revision {revision}: leave it out, or give a branch, tag or commit that it has"
     if status == 403 or type(error).__name__ == "GatedRepoError":
         return f"{source} is open to some only (HTTP {status}): ask for access on its page, then log in: set HF_TOKEN"
-    return (f"there is no {source} on the hub, or it is private (HTTP {status}): check the name, OWNER/NAME; for a "
-            f"private one log in: set HF_TOKEN")
+    return (
+        f"there is no {source} on the hub, or it is private (HTTP {status}): check the name, OWNER/NAME; for a "
+        f"private one log in: set HF_TOKEN"
+    )
 
 
 def _line(error):
@@ -116,17 +125,23 @@ def read_config(source, config):
     config.setdefault("model_type", "gpt2" if config.get("architectures") else None)
     for key, (values, what) in ONLY.items():
         if (found := config.get(key, values[0])) not in values:
-            raise ValueError(f"{source} has {key}={json.dumps(found)[:80]} in config.json, {what}: gpt2.py has only "
-                             f"{json.dumps(values[0])}; choose another model")
+            raise ValueError(
+                f"{source} has {key}={json.dumps(found)[:80]} in config.json, {what}: gpt2.py has only "
+                f"{json.dumps(values[0])}; choose another model"
+            )
     if (names := config.get("architectures")) and names[0] not in ARCHITECTURES:
         raise ValueError(f"{source} is a {names[0]}, and gpt2.py needs one that writes text, a {ARCHITECTURES[0]}")
     sizes = [config.get(key, default) for key, default in SIZES.items()]
     if not all(type(size) is int and size > 0 for size in sizes) or sizes[2] % sizes[3]:
-        raise ValueError(f"{source} has {dict(zip(SIZES, sizes))} in config.json: they must be positive whole numbers, "
-                         f"and n_embd a multiple of n_head")
+        raise ValueError(
+            f"{source} has {dict(zip(SIZES, sizes))} in config.json: they must be positive whole numbers, "
+            f"and n_embd a multiple of n_head"
+        )
     if (n_inner := config.get("n_inner")) not in (None, 4 * sizes[2]):
-        raise ValueError(f"{source} has n_inner={n_inner} in config.json: gpt2.py has only 4 * n_embd, here "
-                         f"{4 * sizes[2]}; choose another model")
+        raise ValueError(
+            f"{source} has n_inner={n_inner} in config.json: gpt2.py has only 4 * n_embd, here "
+            f"{4 * sizes[2]}; choose another model"
+        )
     return dict(zip(utils.HPARAMS, sizes))
 
 
@@ -140,8 +155,10 @@ def choose_weights(source, folder, files):
     if not names:
         pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
         problem = f"only pickled weights, {min(pickled)}, in which code can hide" if pickled else "no weights"
-        raise ValueError(f"{source} has {problem}: look for {WEIGHTS} in another revision (refs/pr/1 may have it), or, "
-                         f"if you trust it, save it with transformers and fetch that folder")
+        raise ValueError(
+            f"{source} has {problem}: look for {WEIGHTS} in another revision (refs/pr/1 may have it), or, "
+            f"if you trust it, save it with transformers and fetch that folder"
+        )
     return names
 
 
@@ -150,14 +167,18 @@ def check_room(source, hparams, n_bytes, out):
     n_vocab, n_ctx, n, _, n_layer = hparams.values()
     n_params = (n_vocab + n_ctx + 2) * n + n_layer * (12 * n + 13) * n
     if n_bytes < 2 * n_params:
-        raise ValueError(f"{source} has {n_bytes:,} bytes of weights, and the {n_params:,} numbers of its config.json "
-                         f"take at least {2 * n_params:,}: they do not belong together, or the weights are quantized")
+        raise ValueError(
+            f"{source} has {n_bytes:,} bytes of weights, and the {n_params:,} numbers of its config.json "
+            f"take at least {2 * n_params:,}: they do not belong together, or the weights are quantized"
+        )
     parent = os.path.dirname(os.path.abspath(out))
     while not os.path.exists(parent):
         parent = os.path.dirname(parent)
     if not os.access(parent, os.W_OK):
         raise OSError(f"there is no permission to write in {parent}: name another folder with --out")
     if (free := shutil.disk_usage(parent).free) < 4 * n_params:
-        raise OSError(f"{parent} has {free:,} bytes free, and {out} will take {4 * n_params:,}: make room, or name "
-                      f"another folder with --out")
+        raise OSError(
+            f"{parent} has {free:,} bytes free, and {out} will take {4 * n_params:,}: make room, or name "
+            f"another folder with --out"
+        )
     return n_params

@@ -26,11 +26,12 @@ import shutil
 
 import numpy as np
 
-import utils
 from beyond import vocabulary
-from beyond.checkpoint import CHECKPOINT, save_checkpoint, tensors as tensors_of
+from beyond.checkpoint import CHECKPOINT, save_checkpoint
+from beyond.checkpoint import tensors as tensors_of
 from beyond.files import write_text
 from beyond.hub import ARCHITECTURES, ONLY, SIZES, SMALL, WEIGHTS, check_room, choose_weights, files_of, read_config
+import utils
 
 UNUSED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|(multiple_choice_head|v_head)\..*")  # masks, heads
 
@@ -69,24 +70,29 @@ def check_weights(source, tensors, hparams):
     if missing := expected.keys() - tensors:
         raise ValueError(f"{source} lacks {len(missing)} tensors that config.json promises, such as {min(missing)}")
     if more := [name for name in tensors if name not in expected and not UNUSED.fullmatch(name)]:
-        raise ValueError(f"{source} has {len(more)} tensors that GPT-2 has not, such as {min(more)}: if these are "
-                         f"adapters, merge them there first")
+        raise ValueError(
+            f"{source} has {len(more)} tensors that GPT-2 has not, such as {min(more)}: if these are "
+            f"adapters, merge them there first"
+        )
     for name, shape in expected.items():
         file, whole_name = tensors[name]
         found = file.get_slice(whole_name)
         if found.get_shape() != shape or found.get_dtype() not in ("F32", "F16", "BF16"):
-            raise ValueError(f"{source} does not fit its config.json: {whole_name} is {found.get_dtype()} "
-                             f"{found.get_shape()} instead of F32, F16 or BF16 {shape}")
+            raise ValueError(
+                f"{source} does not fit its config.json: {whole_name} is {found.get_dtype()} "
+                f"{found.get_shape()} instead of F32, F16 or BF16 {shape}"
+            )
     if "lm_head.weight" in tensors and not np.array_equal(read(tensors, "lm_head.weight"), read(tensors, "wte.weight")):
-        raise ValueError(f"{source} has an output matrix, lm_head, that is not wte: gpt2.py uses wte for both; choose "
-                         f"another model")
+        raise ValueError(
+            f"{source} has an output matrix, lm_head, that is not wte: gpt2.py uses wte for both; choose another model"
+        )
 
 
 def converted(tensors, name, by_layer):
     """One tensor as OpenAI's checkpoint has it: float32, a w with a leading axis of 1."""
     array = read(tensors, their_name(name))
     if by_layer and (c_attn := re.match(r"h(\d+)/attn/c_attn", name)):
-        array[..., :array.shape[-1] // 3] /= int(c_attn[1]) + 1
+        array[..., : array.shape[-1] // 3] /= int(c_attn[1]) + 1
     return array[None] if name.endswith("/w") else array
 
 
@@ -116,8 +122,9 @@ def building(out):
             shutil.rmtree(out, ignore_errors=True)
             os.rename(f"{out}.part", out)
         except OSError as error:
-            raise OSError(f"cannot write {out}: {error.strerror or error}; make room there, or name another folder "
-                          f"with --out") from None
+            raise OSError(
+                f"cannot write {out}: {error.strerror or error}; make room there, or name another folder with --out"
+            ) from None
         finally:
             shutil.rmtree(f"{out}.part", ignore_errors=True)
 
@@ -159,10 +166,14 @@ def fetch(source, out, revision: str = None):
         "checkpoint": CHECKPOINT,
         "hparams.json": json.dumps(hparams, indent=2) + "\n",
         "encoder.json": json.dumps({token: id for id, token in enumerate(tokens)}),
-        "vocab.bpe": "\n".join(["#version: 0.2", *merges, ""])}
+        "vocab.bpe": "\n".join(["#version: 0.2", *merges, ""]),
+    }
     with building(out) as part:
-        save_checkpoint(os.path.join(part, "model.ckpt"), [f"model/{name}" for name in utils.shapes_of(**hparams)],
-                        lambda name: converted(tensors, name.removeprefix("model/"), by_layer))
+        save_checkpoint(
+            os.path.join(part, "model.ckpt"),
+            [f"model/{name}" for name in utils.shapes_of(**hparams)],
+            lambda name: converted(tensors, name.removeprefix("model/"), by_layer),
+        )
         for name, text in files.items():
             write_text(os.path.join(part, name), text)
         utils.load_encoder_hparams_and_params(os.path.basename(part), os.path.dirname(part))  # its checks, too
@@ -188,9 +199,17 @@ def save(model_size, out, models_dir="models"):
     sizes = dict(zip(SIZES, [len(params["wte"]), n_ctx, *[hparams[name] for name in utils.HPARAMS[2:]]]))
     known = {key: values[0] for key, (values, _) in ONLY.items() if values[0] is not None}
     files = {
-        "config.json": {"architectures": [ARCHITECTURES[0]], **known, **sizes, "n_ctx": n_ctx, **end,
-                        "torch_dtype": "float32"},
-        "generation_config.json": end, **vocabulary.tokenizer_files(encoder.encoder, merges, n_ctx)}
+        "config.json": {
+            "architectures": [ARCHITECTURES[0]],
+            **known,
+            **sizes,
+            "n_ctx": n_ctx,
+            **end,
+            "torch_dtype": "float32",
+        },
+        "generation_config.json": end,
+        **vocabulary.tokenizer_files(encoder.encoder, merges, n_ctx),
+    }
     tensors = {"transformer." + their_name(name.removeprefix("model/")): array for name, array in tensors_of(params)}
     with building(out) as part:
         try:

@@ -15,9 +15,10 @@ kernels.model is gpt2.py with these functions; prepare only makes views, whose @
 """
 
 import numpy as np
-import gpt2
+
 from beyond import variant
 from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
+import gpt2
 
 MOST_ROWS = 64
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
@@ -151,10 +152,10 @@ class Matrix(np.ndarray):
         if x.ndim != 2 or not 1 < len(x) <= MOST_ROWS or not (straight or turned) or w.dtype != x.dtype:
             return x @ w
         rows = np.zeros((-(-len(x) // 4) * 4, x.shape[1]), np.float32)  # four rows at a time
-        rows[:len(x)] = x
+        rows[: len(x)] = x
         out = np.zeros((len(rows), w.shape[1]), np.float32)
         _product(rows, w, out) if straight else _product_transposed(rows, w.T, out)
-        return out[:len(x)]
+        return out[: len(x)]
 
 
 def prepare(params):
@@ -211,8 +212,8 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
     found = np.zeros((16, width), np.float32)
     for first in range(0, n_q, 16):
         n = min(16, n_q - first)
-        queries[:n] = q[first:first + n] * scale
-        longest = seen[first:first + n].max()
+        queries[:n] = q[first : first + n] * scale
+        longest = seen[first : first + n].max()
         scores[:], found[:] = 0, 0
         for c in range(0, longest, 64):
             for r in range(0, n, 4):
@@ -222,7 +223,7 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
         for c in range(0, width, 64):
             for r in range(0, n, 4):
                 tile(scores, values, found, r, c, 0, longest)
-        out[first:first + n] = found[:n, :d]
+        out[first : first + n] = found[:n, :d]
 
 
 @compiled(parallel=True, fastmath=FAST)
@@ -257,8 +258,8 @@ def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_se
     n_seq = len(x)
     q, k, v = gpt2.linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
     if kv is not None:
-        kv[0, :, past:past + n_seq], kv[1, :, past:past + n_seq] = k, v
-        k, v = kv[:, :, :past + n_seq]
+        kv[0, :, past : past + n_seq], kv[1, :, past : past + n_seq] = k, v
+        k, v = kv[:, :, : past + n_seq]
     return gpt2.linear(attend(q, k, v, np.arange(past + 1, past + n_seq + 1)[None]), **c_proj)
 
 

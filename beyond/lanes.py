@@ -14,13 +14,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-import numba  # noqa: E402
-from llvmlite import ir  # noqa: E402
-from numba import prange  # noqa: E402, F401, for those who import from here
-from numba.core import cgutils, types  # noqa: E402
-from numba.core.imputils import impl_ret_borrowed  # noqa: E402
-from numba.extending import intrinsic, models, register_model  # noqa: E402
-from numba.np import arrayobj  # noqa: E402
+from llvmlite import ir
+import numba
+from numba import prange
+from numba.core import cgutils, types
+from numba.core.imputils import impl_ret_borrowed
+from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
 
 
 def compiled(function=None, **options):
@@ -74,6 +74,7 @@ def add_product(builder, total, a, b):
 def packed(typing, array):  # the same array, whose items lie side by side without Numba having seen it
     def generate(context, builder, signature, args):
         return impl_ret_borrowed(context, builder, signature.return_type, args[0])
+
     return types.Array(array.dtype, array.ndim, "C")(array), generate
 
 
@@ -91,6 +92,7 @@ def no_floats(typing):
 def load16(typing, array, i):  # array[i:i + 16]
     def generate(context, builder, signature, args):
         return builder.load(address(context, builder, array, *args, FLOATS), align=4)
+
     return FLOAT_LANES(array, types.intp), generate
 
 
@@ -99,6 +101,7 @@ def store16(typing, lanes, array, i):  # array[i:i + 16] = lanes
     def generate(context, builder, signature, args):
         builder.store(args[0], address(context, builder, array, *args[1:], FLOATS), align=4)
         return context.get_dummy_value()
+
     return types.void(FLOAT_LANES, array, types.intp), generate
 
 
@@ -107,6 +110,7 @@ def fma(typing, total, x, lanes):  # total + x * lanes, x one number or as many
     def generate(context, builder, signature, args):
         x_lanes = args[1] if x == FLOAT_LANES else spread(builder, args[1], FLOATS)
         return add_product(builder, args[0], x_lanes, args[2])
+
     return FLOAT_LANES(FLOAT_LANES, x if x == FLOAT_LANES else types.float32, FLOAT_LANES), generate
 
 
@@ -116,6 +120,7 @@ def summed(typing, lanes):  # -> float32
         kind = ir.FunctionType(F32, [F32, FLOATS])
         add = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
         return builder.call(add, [ir.Constant(F32, 0.0), args[0]], fastmath=["reassoc"])
+
     return types.float32(FLOAT_LANES), generate
 
 
@@ -129,6 +134,7 @@ def power_of_two(typing, n):  # 2 ** n of a whole number from -126 to 127, by wr
     def generate(context, builder, signature, args):
         exponent = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
         return builder.bitcast(builder.shl(exponent, ir.Constant(I32, 23)), F32)
+
     return types.float32(types.float32), generate
 
 
@@ -148,8 +154,11 @@ def add_products(typing, total, w, i, x, j):  # 16 sums + the products of 64 byt
             inputs = builder.bitcast(spread(builder, pair, INTS), WORDS)
             products = builder.mul(builder.sext(weights, WIDE), builder.sext(inputs, WIDE))
             # the sum of each two neighbours: with it, this is one instruction, vpmaddwd or vpdpwssd on x86
-            even, odd = (builder.shuffle_vector(products, products, ir.Constant(INTS, [*range(first, 32, 2)]))
-                         for first in (0, 1))
+            even, odd = (
+                builder.shuffle_vector(products, products, ir.Constant(INTS, [*range(first, 32, 2)]))
+                for first in (0, 1)
+            )
             total = builder.add(total, builder.add(even, odd))
         return total
+
     return INT_LANES(INT_LANES, w, types.intp, x, types.intp), generate

@@ -33,6 +33,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=
 def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
     """Yields the ids that each pass gives: one or more, but none where the first is stop."""
     from tqdm import tqdm
+
     from utils import check_inputs
 
     check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
@@ -42,10 +43,10 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
     with tqdm(total=n_tokens_to_generate, desc="generating", leave=False, disable=None) as bar:
         while len(ids) < n_total:
             guesses, n = guess(ids, followers, n), len(ids)
-            draft = guesses[:min(LONGEST, n_total - n) - 1] if luck >= 2 else []
+            draft = guesses[: min(LONGEST, n_total - n) - 1] if luck >= 2 else []
             x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
             past = n
-            for logits, guessed in zip(x[-len(draft) - 1:] @ params["wte"].T, [*draft, None]):
+            for logits, guessed in zip(x[-len(draft) - 1 :] @ params["wte"].T, [*draft, None]):
                 next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
                 if next_id == stop:
                     n_total = len(ids)
@@ -55,7 +56,7 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
                     break
                 past += 1  # the cache has this one already
             bar.update(len(ids) - n)
-            luck = luck + 1 if ids[n:] == guesses[:len(ids) - n] else 0
+            luck = luck + 1 if ids[n:] == guesses[: len(ids) - n] else 0
             yield ids[n:]
 
 
@@ -66,7 +67,7 @@ def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none
     """
     for end in range(max(1, begin), len(ids)):
         for n in 1, 2, 3:
-            followers[tuple(ids[max(0, end - n):end])] = end
+            followers[tuple(ids[max(0, end - n) : end])] = end
     for n in 3, 2, 1:
         if place := followers.get(tuple(ids[-n:])):
             return [ids[place + i % (len(ids) - place)] for i in range(LONGEST)]

@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-import utils
 from beyond import checkpoint
+import utils
 
 IDS = [i * 7 % 1024 for i in range(1024)]
 
@@ -47,6 +47,7 @@ def steps(n, prefill, decode):
 
 def hugging_face(folder):
     import torch
+
     model = hugging_face_model(folder)
     found, state = {}, {}
     for n in 10, 900, 1000:
@@ -69,12 +70,23 @@ def hugging_face_model(folder):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     hparams, params = load(folder)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"],
-                                       **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")})).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=hparams["n_vocab"],
+            n_positions=hparams["n_ctx"],
+            **{name: hparams[name] for name in ("n_embd", "n_head", "n_layer")},
+        )
+    ).eval()
     ends, state = {"g": "weight", "w": "weight", "b": "bias"}, {}
     for name, array in checkpoint.tensors(params):
         name, _, last = name.removeprefix("model/").replace("/", ".").rpartition(".")
-        name = f"{name[:1]}.{name[1:]}.{ends[last]}" if name[:1] == "h" else f"{name}.{ends[last]}" if name else f"{last}.weight"
+        name = (
+            f"{name[:1]}.{name[1:]}.{ends[last]}"
+            if name[:1] == "h"
+            else f"{name}.{ends[last]}"
+            if name
+            else f"{last}.weight"
+        )
         state[f"transformer.{name}"] = torch.from_numpy(np.array(array))
     state["lm_head.weight"] = state["transformer.wte.weight"]
     model.load_state_dict(state, strict=False)
@@ -97,6 +109,7 @@ def jax(folder):
 
     found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}
     for n in 10, 900, 1000:
+
         def run(ids, past):
             best, state["cache"] = step(jnp.array(ids), state["cache"], past)
             best.block_until_ready()
@@ -119,8 +132,13 @@ def ctranslate2(folder, quantization="float32"):
         tokens = {id: token for token, id in json.load(file).items()}
 
     def generate(n, more):
-        generator.generate_batch([[tokens[id] for id in IDS[:n]]], max_length=more, sampling_topk=1,
-                                 include_prompt_in_result=False, end_token=[])
+        generator.generate_batch(
+            [[tokens[id] for id in IDS[:n]]],
+            max_length=more,
+            sampling_topk=1,
+            include_prompt_in_result=False,
+            end_token=[],
+        )
 
     found = {}
     for n in 10, 900, 1000:  # it only tells whole generations, so a token is the difference of two
@@ -165,23 +183,37 @@ def llama_cpp(folder, kind="F32"):
         add("output.weight", params["wte"], True)
         add("position_embd.weight", params["wpe"])
         for theirs, ours in [("output_norm", params["ln_f"])] + [
-                (f"blk.{i}.{name}", block[key]) for i, block in enumerate(params["blocks"])
-                for name, key in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2"))]:
+            (f"blk.{i}.{name}", block[key])
+            for i, block in enumerate(params["blocks"])
+            for name, key in (("attn_norm", "ln_1"), ("ffn_norm", "ln_2"))
+        ]:
             add(f"{theirs}.weight", ours["g"])
             add(f"{theirs}.bias", ours["b"])
         for i, block in enumerate(params["blocks"]):
-            for name, layer in (("attn_qkv", block["attn"]["c_attn"]), ("attn_output", block["attn"]["c_proj"]),
-                                ("ffn_up", block["mlp"]["c_fc"]), ("ffn_down", block["mlp"]["c_proj"])):
+            for name, layer in (
+                ("attn_qkv", block["attn"]["c_attn"]),
+                ("attn_output", block["attn"]["c_proj"]),
+                ("ffn_up", block["mlp"]["c_fc"]),
+                ("ffn_down", block["mlp"]["c_proj"]),
+            ):
                 add(f"blk.{i}.{name}.weight", layer["w"].T, True)
                 add(f"blk.{i}.{name}.bias", layer["b"])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        model = llama_cpp.Llama(path, n_ctx=hparams["n_ctx"], n_batch=1024, n_ubatch=1024, n_threads=os.cpu_count(),
-                                n_threads_batch=os.cpu_count(), verbose=False)
+        model = llama_cpp.Llama(
+            path,
+            n_ctx=hparams["n_ctx"],
+            n_batch=1024,
+            n_ubatch=1024,
+            n_threads=os.cpu_count(),
+            n_threads_batch=os.cpu_count(),
+            verbose=False,
+        )
     found = {}
     for n in 10, 900, 1000:
+
         def prefill():
             model.reset()
             model.eval(IDS[:n])
@@ -191,12 +223,14 @@ def llama_cpp(folder, kind="F32"):
 
 
 PEERS = {  # what measures it, and the package whose version it has
-    "Hugging Face": (hugging_face, "transformers"), "JAX": (jax, "jax"),
+    "Hugging Face": (hugging_face, "transformers"),
+    "JAX": (jax, "jax"),
     "CTranslate2 float32": (ctranslate2, "ctranslate2"),
     "CTranslate2 int8": (functools.partial(ctranslate2, quantization="int8"), "ctranslate2"),
     "llama.cpp float32": (llama_cpp, "llama-cpp-python"),
     "llama.cpp q8_0": (functools.partial(llama_cpp, kind="Q8_0"), "llama-cpp-python"),
-    "llama.cpp q4_0": (functools.partial(llama_cpp, kind="Q4_0"), "llama-cpp-python")}
+    "llama.cpp q4_0": (functools.partial(llama_cpp, kind="Q4_0"), "llama-cpp-python"),
+}
 
 
 def main(name, folder):

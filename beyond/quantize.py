@@ -22,12 +22,13 @@ import math
 import os
 
 import numpy as np
-import utils
+
 from beyond import files
 from beyond.lanes import add_products, as_floats, compiled, fma, load16, no_floats, no_ints, prange, store16
+import utils
 
 FORMAT = "PicoGPT quantized 1"
-HEADER = 2 ** 18  # bytes, more than any model's
+HEADER = 2**18  # bytes, more than any model's
 GROUP = {8: None, 4: 64}  # inputs that share a scale; None: all of an output
 WORDS = {8: np.int8, 4: np.uint8}  # what a weight's bits are kept in
 FAST = {"contract", "reassoc", "nsz"}
@@ -103,12 +104,12 @@ class Quantized:
     def __rmatmul__(self, x):  # [..., n_in] -> [..., n_out] float32
         rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
         group, most = GROUP[self.bits] or self.n_in, 2 ** (self.bits - 1) - 1
-        limit = np.float32(min(32767, (2 ** 31 - 1) // (most * group)))  # so that no sum leaves int32
+        limit = np.float32(min(32767, (2**31 - 1) // (most * group)))  # so that no sum leaves int32
         whole, scales = np.zeros((len(rows), self.n_in), np.int16), np.empty(len(rows), np.float32)
         out = np.empty((len(rows), 16 * len(self.words)), np.float32)
         _whole_numbers(rows, limit, whole, scales)
         _product(whole, scales, self.words, self.scales, group, out)
-        return out[:, :self.shape[1]].reshape(*x.shape[:-1], -1)
+        return out[:, : self.shape[1]].reshape(*x.shape[:-1], -1)
 
     @property
     def T(self):
@@ -121,7 +122,7 @@ class Quantized:
         found = left.view(np.int16) >> (16 - self.bits)  # [..., n_steps, 2, part]
         found = found.swapaxes(-1, -2).reshape(*ids.shape, -1)
         scales = self.scales[ids // 16, :, ids % 16].repeat(GROUP[self.bits] or self.n_in, axis=-1)
-        return (found * scales[..., :self.n_in])[..., :self.shape[0]]
+        return (found * scales[..., : self.n_in])[..., : self.shape[0]]
 
 
 class Transposed:
@@ -138,24 +139,26 @@ def quantize(w, bits):  # [n_in, n_out] float32 -> Quantized
     n_in, n_out = w.shape
     w = np.pad(w, ((0, -n_in % (32 // bits)), (0, -n_out % 64)))
     group, most, part = GROUP[bits] or len(w), 2 ** (bits - 1) - 1, 16 // bits
-    scales = np.stack([np.abs(w[i:i + group]).max(axis=0) / np.float32(most) for i in range(0, len(w), group)])
-    whole = np.rint(w / np.where(scales, scales, 1).repeat(group, axis=0)[:len(w)]).astype(np.int16)
+    scales = np.stack([np.abs(w[i : i + group]).max(axis=0) / np.float32(most) for i in range(0, len(w), group)])
+    whole = np.rint(w / np.where(scales, scales, 1).repeat(group, axis=0)[: len(w)]).astype(np.int16)
     whole = whole.reshape(-1, part, 2, w.shape[1] // 16, 16).transpose(3, 0, 4, 2, 1)  # block, step, output, word, part
     words = np.zeros(whole.shape[:-1], np.uint16)
     for i in range(part):
-        words |= (whole[..., i].astype(np.uint16) & (2 ** bits - 1)) << (bits * i)
+        words |= (whole[..., i].astype(np.uint16) & (2**bits - 1)) << (bits * i)
     scales = np.ascontiguousarray(scales.reshape(len(scales), -1, 16).swapaxes(0, 1))
     return Quantized(words.reshape(len(words), -1).view(WORDS[bits]), scales, (n_in, n_out))
 
 
 def convert(params, bits):
     """The same params, in which each matrix of weights but wpe is quantized."""
+
     def turn(value, name=""):
         if isinstance(value, dict):
             return {key: turn(value[key], key) for key in value}
         if isinstance(value, (list, tuple)):
             return [turn(one) for one in value]
         return quantize(value.T, bits).T if name == "wte" else quantize(value, bits) if name == "w" else value
+
     return turn(params)
 
 
@@ -197,9 +200,7 @@ def identity(model_dir):
 
 
 def write(params, bits, checkpoint, path):
-    """Writes quantized params: a header of HEADER bytes, JSON, then the arrays, each from a multiple of 64 bytes on.
-
-    """
+    """Writes quantized params: a header of HEADER bytes, JSON, then the arrays, each from a multiple of 64 bytes on."""
     arrays, end = [], HEADER
     for name, array in flat(params):
         arrays.append([name, str(array.dtype), array.shape, end])
@@ -239,7 +240,7 @@ def read(path, bits, checkpoint, hparams):
 
     def take(name):
         kind, shape, begin = arrays[name]
-        return np.asarray(data[begin:begin + kind.itemsize * math.prod(shape)]).view(kind).reshape(shape)
+        return np.asarray(data[begin : begin + kind.itemsize * math.prod(shape)]).view(kind).reshape(shape)
 
     def matrix(name, n_in, n_out):
         return Quantized(take(f"{name}/words"), take(f"{name}/scales"), (n_in, n_out))
@@ -251,12 +252,26 @@ def read(path, bits, checkpoint, hparams):
         return {"g": take(f"{name}/g"), "b": take(f"{name}/b")}
 
     n = hparams["n_embd"]
-    return {"wte": matrix("wte", n, hparams["n_vocab"]).T, "wpe": take("wpe"), "ln_f": norm("ln_f"), "blocks": [
-        {"ln_1": norm(f"blocks/{i}/ln_1"), "ln_2": norm(f"blocks/{i}/ln_2"),
-         "attn": {"c_attn": layer(f"blocks/{i}/attn/c_attn", n, 3 * n),
-                  "c_proj": layer(f"blocks/{i}/attn/c_proj", n, n)},
-         "mlp": {"c_fc": layer(f"blocks/{i}/mlp/c_fc", n, 4 * n), "c_proj": layer(f"blocks/{i}/mlp/c_proj", 4 * n, n)}}
-        for i in range(hparams["n_layer"])]}
+    return {
+        "wte": matrix("wte", n, hparams["n_vocab"]).T,
+        "wpe": take("wpe"),
+        "ln_f": norm("ln_f"),
+        "blocks": [
+            {
+                "ln_1": norm(f"blocks/{i}/ln_1"),
+                "ln_2": norm(f"blocks/{i}/ln_2"),
+                "attn": {
+                    "c_attn": layer(f"blocks/{i}/attn/c_attn", n, 3 * n),
+                    "c_proj": layer(f"blocks/{i}/attn/c_proj", n, n),
+                },
+                "mlp": {
+                    "c_fc": layer(f"blocks/{i}/mlp/c_fc", n, 4 * n),
+                    "c_proj": layer(f"blocks/{i}/mlp/c_proj", 4 * n, n),
+                },
+            }
+            for i in range(hparams["n_layer"])
+        ],
+    }
 
 
 def load(model_size, models_dir, bits=8, weights=None):
@@ -273,7 +288,7 @@ def load(model_size, models_dir, bits=8, weights=None):
     found = read(path, bits, checkpoint, hparams) if os.path.exists(path) else None
     if found is None:
         try:
-            with utils._locked(os.path.dirname(os.path.abspath(path))):  # another start may be writing it
+            with utils.locked(os.path.dirname(os.path.abspath(path))):  # another start may be writing it
                 if not os.path.exists(path) or read(path, bits, checkpoint, hparams) is None:
                     write(convert(params, bits), bits, checkpoint, path)
         except OSError as error:

@@ -15,14 +15,14 @@ It writes encoder.json and vocab.bpe as GPT-2 has them: 256 bytes, the merges by
 Sennrich et al. 2016, algorithm 1, https://arxiv.org/abs/1508.07909.
 """
 
-import json
-import os
 from collections import Counter, defaultdict
 from heapq import heapify, heappop, heappush
+import json
+import os
 
-import utils
 from beyond import files
 from encoder import BYTE_TO_CHAR, WORDS, Encoder
+import utils
 
 
 def learn(text, n_vocab):  # str, int -> list of (str, str)
@@ -49,8 +49,10 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
     bar = tqdm(total=n_vocab - 257, desc="merges", leave=False, disable=None)
     while len(ids) < n_vocab - 1:
         if not heap:
-            raise ValueError(f"n_vocab={n_vocab} is too much for this text, whose words are single tokens from "
-                             f"{len(ids) + 1} on: give a longer text or at most n_vocab={len(ids) + 1}")
+            raise ValueError(
+                f"n_vocab={n_vocab} is too much for this text, whose words are single tokens from "
+                f"{len(ids) + 1} on: give a longer text or at most n_vocab={len(ids) + 1}"
+            )
         top = heappop(heap)
         pair = top[-1]
         if top != entry(pair) or counts[pair] == 0:
@@ -82,7 +84,7 @@ def join(symbols, pair):
     joined, i = [], 0
     while i < len(symbols):
         n = 2 if i + 1 < len(symbols) and (symbols[i], symbols[i + 1]) == pair else 1
-        joined.append("".join(symbols[i:i + n]))
+        joined.append("".join(symbols[i : i + n]))
         i += n
     return joined
 
@@ -95,8 +97,10 @@ def vocabulary(merges):
 
 def contents(merges):
     """{filename: text} of encoder.json and vocab.bpe."""
-    return {"encoder.json": json.dumps(vocabulary(merges)),
-            "vocab.bpe": "\n".join(["#version: 0.2", *map(" ".join, merges), ""])}
+    return {
+        "encoder.json": json.dumps(vocabulary(merges)),
+        "vocab.bpe": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+    }
 
 
 def save(merges, folder):

@@ -20,15 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import gpt2
-import utils
 from beyond import checkpoint, files, tokenizer, variant
 from beyond.fit import check_settings, check_state, finish, fit, muon_and_adamw, spread
 from encoder import BYTE_TO_CHAR, Encoder
+import gpt2
+import utils
 
 model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
 
-SIZES = {"n_vocab": (257, 10**7), "n_ctx": (1, 10**6), "n_embd": (1, 10**5), "n_head": (1, 10**4), "n_layer": (1, 10**4)}
+SIZES = {
+    "n_vocab": (257, 10**7),
+    "n_ctx": (1, 10**6),
+    "n_embd": (1, 10**5),
+    "n_head": (1, 10**4),
+    "n_layer": (1, 10**4),
+}
 
 # --- the model while it learns ---
 
@@ -48,7 +54,7 @@ def dropout(params, key, rate, n_seq):
     read 25 times is learned by heart unless something is missing each time (https://arxiv.org/abs/1207.0580)."""
     shape = 2 * len(params["blocks"]) + 1, n_seq, params["wte"].shape[1]
     masks = jax.random.bernoulli(key, 1.0 - rate, shape) / (1 - rate)
-    blocks = [{**block, "keep": masks[2 * i:2 * i + 2]} for i, block in enumerate(params["blocks"])]
+    blocks = [{**block, "keep": masks[2 * i : 2 * i + 2]} for i, block in enumerate(params["blocks"])]
     blocks[0]["keep"] = masks[0], masks[1], masks[-1]
     return {**params, "blocks": blocks}
 
@@ -75,8 +81,13 @@ def held_out_loss(params, ids, n_head, stride, batch_size=8):
     new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
     fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
     windows, new = np.pad(windows, fill), np.pad(new, fill)
-    return sum(float((_batch_losses(params, spread(windows[i:i + batch_size]), n_head) * new[i:i + batch_size]).sum())
-               for i in range(0, len(windows), batch_size)) / n
+    return (
+        sum(
+            float((_batch_losses(params, spread(windows[i : i + batch_size]), n_head) * new[i : i + batch_size]).sum())
+            for i in range(0, len(windows), batch_size)
+        )
+        / n
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -121,8 +132,7 @@ def row_maker(encoder, text, n_ctx, batch_size, left_out):
         other = Encoder({token: encoder.encoder[token] for token in kept}, filter(None, kept.values()))
         streams.append(np.array(other.encode(text)))
     end_of_text = encoder.encoder["<|endoftext|>"]
-    documents = [[*encoder.encode(document), end_of_text] for document in re.split(r"\r?\n\r?\n", text)
-                 if document]
+    documents = [[*encoder.encode(document), end_of_text] for document in re.split(r"\r?\n\r?\n", text) if document]
     begins, ended = np.cumsum([0, *map(len, documents)]), np.concatenate(documents)
     begins = begins[begins < len(ended) - n_ctx]
 
@@ -133,7 +143,7 @@ def row_maker(encoder, text, n_ctx, batch_size, left_out):
         else:
             stream = streams[0 if kind < 4 else rng.integers(1, len(streams))]
             start = rng.integers(len(stream) - n_ctx)
-        return stream[start:start + n_ctx + 1]
+        return stream[start : start + n_ctx + 1]
 
     return lambda rng: np.array([row(rng) for _ in range(batch_size)])
 
@@ -141,13 +151,30 @@ def row_maker(encoder, text, n_ctx, batch_size, left_out):
 def check_length(ids, n_ctx, what):
     """Raises ValueError unless a row of n_ctx tokens and the one that follows it can be cut from ids."""
     if len(ids) <= n_ctx:
-        raise ValueError(f"n_ctx={n_ctx} needs {n_ctx + 1} tokens, and {what} has {len(ids)}: give a longer text or a "
-                         f"smaller n_ctx")
+        raise ValueError(
+            f"n_ctx={n_ctx} needs {n_ctx + 1} tokens, and {what} has {len(ids)}: give a longer text or a smaller n_ctx"
+        )
 
 
-def main(text, model_size, n_vocab=1024, n_ctx=256, n_embd=192, n_head=4, n_layer=6, steps: int = None,
-         minutes: float = None, batch_size=8, learning_rate=2e-3, weight_decay=0.3, dropout_rate=0.2, left_out=0.1,
-         eval_every=250, seed=0, models_dir="models"):
+def main(
+    text,
+    model_size,
+    n_vocab=1024,
+    n_ctx=256,
+    n_embd=192,
+    n_head=4,
+    n_layer=6,
+    steps: int = None,
+    minutes: float = None,
+    batch_size=8,
+    learning_rate=2e-3,
+    weight_decay=0.3,
+    dropout_rate=0.2,
+    left_out=0.1,
+    eval_every=250,
+    seed=0,
+    models_dir="models",
+):
     """Trains a GPT-2 on a text, from nothing, and tells its loss on the text's last tenth, which it never learns from.
 
     The folder gets a model's seven files, with the weights that did best on that tenth; held_out.txt, that tenth
@@ -173,8 +200,15 @@ def main(text, model_size, n_vocab=1024, n_ctx=256, n_embd=192, n_head=4, n_laye
         models_dir: The folder for the model's folder.
     """
     settings = dict(locals())
-    check_settings(settings, ("steps", "minutes"), **SIZES, minutes=(0.01, 1e6), weight_decay=(0.0, 100.0),
-                   dropout_rate=(0.0, 0.99), left_out=(0.0, 0.99))
+    check_settings(
+        settings,
+        ("steps", "minutes"),
+        **SIZES,
+        minutes=(0.01, 1e6),
+        weight_decay=(0.0, 100.0),
+        dropout_rate=(0.0, 0.99),
+        left_out=(0.0, 0.99),
+    )
     if (steps is None) == (minutes is None):
         raise ValueError("give either steps, how many updates to make, or minutes, about how long to learn")
     if n_embd % n_head:
@@ -185,7 +219,7 @@ def main(text, model_size, n_vocab=1024, n_ctx=256, n_embd=192, n_head=4, n_laye
     content = files.read_text(text)
     settings.update(text=hashlib.sha256(content.encode()).hexdigest(), model_size=None, models_dir=None)
     check_state(folder, settings)
-    learned, unseen = content[:len(content) * 9 // 10], content[len(content) * 9 // 10:]
+    learned, unseen = content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :]
     merges = tokenizer.learn(learned, n_vocab)
     encoder = Encoder(tokenizer.vocabulary(merges), merges)
     ids = encoder.encode(unseen)
@@ -205,7 +239,9 @@ def main(text, model_size, n_vocab=1024, n_ctx=256, n_embd=192, n_head=4, n_laye
 
     optimizer = functools.partial(muon_and_adamw, learning_rate=learning_rate, weight_decay=weight_decay)
     rows = row_maker(encoder, learned, n_ctx, batch_size, left_out)
-    history = fit(checkpoint.initial_params(**hparams, seed=seed), loss, rows, held_out, save, optimizer, folder, settings)
+    history = fit(
+        checkpoint.initial_params(**hparams, seed=seed), loss, rows, held_out, save, optimizer, folder, settings
+    )
     save_curve(history, f"{folder}/loss.svg")
     params = utils.load_gpt2_params_from_tf_ckpt(f"{folder}/model.ckpt", hparams)
     found = held_out_loss(params, ids, n_head, max(1, n_ctx // 4), batch_size)

@@ -58,8 +58,9 @@ def read_tokenizer(source, folder, files):
 
 
 def refuse(source, what):
-    raise ValueError(f"the tokenizer of {source} is {what}, and encoder.py has only GPT-2's, byte-level BPE: choose "
-                     f"another model")
+    raise ValueError(
+        f"the tokenizer of {source} is {what}, and encoder.py has only GPT-2's, byte-level BPE: choose another model"
+    )
 
 
 def check_kind(source, whole, model):
@@ -83,21 +84,25 @@ def spelled(text):
 def read_vocabulary(source, folder, files, n_vocab, end):
     """(the tokens by id, the merges) as encoder.json and vocab.bpe have them.
 
-    end: eos_token_id in config.json, an id, a list of them or None. Added tokens with ids of n_vocab or more are left out,
-    as no logit is theirs.
+    end: eos_token_id in config.json, an id, a list of them or None. Added tokens with ids of n_vocab or more are left
+    out, as no logit is theirs.
     Raises ValueError for a vocabulary with gaps, with merges that make no tokens, or without an end.
     """
     try:
         vocab, merges, added = read_tokenizer(source, folder, files)
         sorted({*vocab.values(), *added})
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the tokenizer of {source} is not as tokenizers writes it ({error!r}): it may be damaged, "
-                         f"so remove it and fetch it again") from None
+        raise ValueError(
+            f"the tokenizer of {source} is not as tokenizers writes it ({error!r}): it may be damaged, "
+            f"so remove it and fetch it again"
+        ) from None
     tokens = {id: token if set(token) <= set(CHAR_TO_BYTE) else spelled(token) for token, id in vocab.items()}
     tokens |= {id: spelled(text) for id, text in added.items() if id < n_vocab}
     if sorted(tokens) != list(range(len(tokens))) or len(tokens) > n_vocab:
-        raise ValueError(f"{source} has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, and weights for "
-                         f"the ids below {n_vocab}: ids must have no gap, and weights; choose another model")
+        raise ValueError(
+            f"{source} has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, and weights for "
+            f"the ids below {n_vocab}: ids must have no gap, and weights; choose another model"
+        )
     end = end[0] if isinstance(end, list) and end else end
     name_the_end(source, tokens, end, read_json(folder, "tokenizer_config.json").get("eos_token"))
     names = set(tokens.values())
@@ -115,8 +120,10 @@ def name_the_end(source, tokens, end, name):
     ids = {token: id for id, token in tokens.items()}
     found = end if end in list(tokens) else ids.get(spelled(name or END), ids.get(END))
     if found is None:
-        raise ValueError(f"{source} has no token that ends a text: neither eos_token_id={end} in config.json nor {END} "
-                         f"is among its {len(tokens)} tokens; choose another model")
+        raise ValueError(
+            f"{source} has no token that ends a text: neither eos_token_id={end} in config.json nor {END} "
+            f"is among its {len(tokens)} tokens; choose another model"
+        )
     if END in ids and ids[END] != found:
         tokens[ids[END]] = f"<|endoftext:{ids[END]}|>"  # END is taken, and two cannot share it
     tokens[found] = END
@@ -129,16 +136,46 @@ def tokenizer_files(encoder, merges, n_ctx):
     for token, id in encoder.items():
         if token not in made:  # no merge makes it, so only the text itself could: an added token
             text = bytes([CHAR_TO_BYTE[char] for char in token]).decode("utf-8", "replace")
-            added.append({"id": id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": token == END})
+            added.append(
+                {
+                    "id": id,
+                    "content": text,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": token == END,
+                }
+            )
     bytes_and_words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": bytes_and_words, "post_processor": {**bytes_and_words, "trim_offsets": False},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": bytes_and_words,
+        "post_processor": {**bytes_and_words, "trim_offsets": False},
         "decoder": bytes_and_words,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-                  "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": encoder,
-                  "merges": merges}}
-    config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END,
-              "add_prefix_space": False, "clean_up_tokenization_spaces": False, "model_max_length": n_ctx}
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": encoder,
+            "merges": merges,
+        },
+    }
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": END,
+        "eos_token": END,
+        "unk_token": END,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": n_ctx,
+    }
     return {"tokenizer.json": tokenizer, "tokenizer_config.json": config, "vocab.json": encoder}

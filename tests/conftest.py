@@ -1,14 +1,16 @@
 import itertools
 import json
 import os
+from pathlib import Path
 import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-if "PYTEST_XDIST_WORKER" not in os.environ:  # one for all workers and the programs that they start: what one has compiled
+if (
+    "PYTEST_XDIST_WORKER" not in os.environ
+):  # one for all workers and the programs that they start: what one has compiled
     COMPILED = tempfile.TemporaryDirectory()
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +33,9 @@ def write_checkpoint(prefix, tensors, shards=1):
     for i in range(shards):
         part = names[i::shards]
         path = f"{prefix}-{i}" if shards > 1 else str(prefix)
-        tf.raw_ops.SaveV2(prefix=path, tensor_names=part, shape_and_slices=[""] * len(part), tensors=[tensors[n] for n in part])
+        tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=part, shape_and_slices=[""] * len(part), tensors=[tensors[n] for n in part]
+        )
         parts.append(path)
     if shards > 1:
         tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(prefix))
@@ -39,8 +43,9 @@ def write_checkpoint(prefix, tensors, shards=1):
 
 def nested(tensors):
     """{"model/h3/attn/c_attn/w": array} as params: written apart from utils.py, to compare with it."""
+
     def get(prefix):
-        under = {name[len(prefix):]: array for name, array in tensors.items() if name.startswith(prefix)}
+        under = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
         if "" in under:
             return under[""].squeeze(0) if under[""].ndim == 3 else under[""]
         return {key: get(f"{prefix}/{key}") for key in {name.split("/")[1] for name in under}}
@@ -62,13 +67,17 @@ def write_model(folder, hparams, seed=0, scale=0.5):
     """A folder with the seven files: OpenAI's vocabulary, random weights written by TensorFlow."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    tensors = {name: (name.endswith("/g") + scale * rng.standard_normal(shape)).astype(np.float32)
-               for name, shape in golden.shapes(**hparams).items()}
+    tensors = {
+        name: (name.endswith("/g") + scale * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in golden.shapes(**hparams).items()
+    }
     write_checkpoint(folder / "model.ckpt", tensors)
     for name in "encoder.json", "vocab.bpe":
         shutil.copy(VOCABULARY / name, folder)
     (folder / "hparams.json").write_text(json.dumps(hparams))
-    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n')
+    (folder / "checkpoint").write_text(
+        'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
+    )
     (folder / "model.ckpt.meta").write_bytes(b"\n\x00")
     return tensors
 
@@ -89,6 +98,7 @@ def own_models_dir(models_dir, tmp_path):
 @pytest.fixture(scope="session")
 def encoder():
     from encoder import get_encoder
+
     return get_encoder("data", str(VOCABULARY.parent))
 
 

@@ -16,16 +16,24 @@ CONFIGS = {  # odd shapes: 5 heads of 8, and enough layers that the name h10 sor
     "wide": {"n_vocab": 61, "n_ctx": 48, "n_embd": 66, "n_head": 3, "n_layer": 2},
 }
 SCORES = np.round(3 * np.sin(np.arange(40) ** 2), 1).astype(np.float32)  # rounded, so that some are equal
-WARPS = [(temperature, top_k, top_p) for temperature in (0.3, 1.0, 1.7) for top_k in (None, 1, 5, 12, 99)
-         for top_p in (None, 0.0, 0.05, 0.6, 0.9, 1.0)]
+WARPS = [
+    (temperature, top_k, top_p)
+    for temperature in (0.3, 1.0, 1.7)
+    for top_k in (None, 1, 5, 12, 99)
+    for top_p in (None, 0.0, 0.05, 0.6, 0.9, 1.0)
+]
 
 
 def shapes(n_vocab, n_ctx, n_embd, n_head, n_layer):
     """{name in the checkpoint: shape}, with OpenAI's leading axis of 1 on the weights, in OpenAI's order."""
     names = {"wte": (n_vocab, n_embd), "wpe": (n_ctx, n_embd), "ln_f/g": (n_embd,), "ln_f/b": (n_embd,)}
     for i in range(n_layer):
-        for name, n_in, n_out in (("attn/c_attn", n_embd, 3 * n_embd), ("attn/c_proj", n_embd, n_embd),
-                                  ("mlp/c_fc", n_embd, 4 * n_embd), ("mlp/c_proj", 4 * n_embd, n_embd)):
+        for name, n_in, n_out in (
+            ("attn/c_attn", n_embd, 3 * n_embd),
+            ("attn/c_proj", n_embd, n_embd),
+            ("mlp/c_fc", n_embd, 4 * n_embd),
+            ("mlp/c_proj", 4 * n_embd, n_embd),
+        ):
             names[f"h{i}/{name}/w"], names[f"h{i}/{name}/b"] = (1, n_in, n_out), (n_out,)
         for name in ("ln_1/g", "ln_1/b", "ln_2/g", "ln_2/b"):
             names[f"h{i}/{name}"] = (n_embd,)
@@ -49,9 +57,15 @@ def hugging_face(hparams):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"], n_embd=hparams["n_embd"], n_head=hparams["n_head"],
-        n_layer=hparams["n_layer"])).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=hparams["n_vocab"],
+            n_positions=hparams["n_ctx"],
+            n_embd=hparams["n_embd"],
+            n_head=hparams["n_head"],
+            n_layer=hparams["n_layer"],
+        )
+    ).eval()
     state = {}
     for name, array in weights(hparams).items():
         name = name.removeprefix("model/").replace("/", ".")
@@ -62,7 +76,10 @@ def hugging_face(hparams):
         state["transformer." + name] = torch.from_numpy(array.squeeze(0) if array.ndim == 3 else array)
     state["lm_head.weight"] = state["transformer.wte.weight"]
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith(("attn.bias", "masked_bias")) for name in missing), (missing, unexpected)
+    assert not unexpected and all(name.endswith(("attn.bias", "masked_bias")) for name in missing), (
+        missing,
+        unexpected,
+    )
     with torch.no_grad():
         return model(torch.from_numpy(inputs(hparams))[None]).logits[0].numpy()
 

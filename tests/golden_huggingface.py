@@ -14,22 +14,38 @@ import numpy as np
 
 sys.path[:0] = [os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
 import golden
+
 from encoder import BYTE_TO_CHAR
 
 PATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden_huggingface.npz")
 HPARAMS = {"n_vocab": 260, "n_ctx": 24, "n_embd": 20, "n_head": 5, "n_layer": 3}
 MERGES = ["Ġ t", "h e", "Ġt he"]
 VOCABULARY = [*BYTE_TO_CHAR.values(), "Ġt", "he", "Ġthe", "<|endoftext|>"]
-CONFIG = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 260, "n_positions": 24, "n_ctx": 24,
-          "n_embd": 20, "n_head": 5, "n_layer": 3, "eos_token_id": 259, "bos_token_id": 259}
+CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 260,
+    "n_positions": 24,
+    "n_ctx": 24,
+    "n_embd": 20,
+    "n_head": 5,
+    "n_layer": 3,
+    "eos_token_id": 259,
+    "bos_token_id": 259,
+}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 FORMS = {  # what differs from the plain form
-    "plain": {}, "bare": {"prefix": "", "buffers": True}, "lm_head": {"lm_head": 1}, "sharded": {"shards": 3},
-    "float16": {"dtype": "float16"}, "bfloat16": {"dtype": "bfloat16"},
+    "plain": {},
+    "bare": {"prefix": "", "buffers": True},
+    "lm_head": {"lm_head": 1},
+    "sharded": {"shards": 3},
+    "float16": {"dtype": "float16"},
+    "bfloat16": {"dtype": "bfloat16"},
     "by layer": {"config": {"scale_attn_by_inverse_layer_idx": True}},
     "gelu": {"config": {"activation_function": "gelu_pytorch_tanh"}},
     "gelu_fast": {"config": {"activation_function": "gelu_fast"}},
-    "gelu_accurate": {"config": {"activation_function": "gelu_accurate"}}}
+    "gelu_accurate": {"config": {"activation_function": "gelu_accurate"}},
+}
 
 
 def tensors(prefix="transformer.", buffers=False, lm_head=0, dtype="float32"):
@@ -58,7 +74,9 @@ def write_repository(folder, shards=1, config=None, vocabulary=VOCABULARY, token
     names = ["model.safetensors"] if shards == 1 else [f"model-{i + 1}-of-{shards}.safetensors" for i in range(shards)]
     place = {name: names[i % shards] for i, name in enumerate(made)}
     for file in names:
-        save_file({name: made[name] for name in made if place[name] == file}, os.path.join(folder, file), {"format": "pt"})
+        save_file(
+            {name: made[name] for name in made if place[name] == file}, os.path.join(folder, file), {"format": "pt"}
+        )
     files = {"config.json": {**CONFIG, **(config or {})}}
     if shards > 1:
         files["model.safetensors.index.json"] = {"metadata": {"total_size": 1}, "weight_map": place}
@@ -69,9 +87,16 @@ def write_repository(folder, shards=1, config=None, vocabulary=VOCABULARY, token
             file.write("\n".join(["#version: 0.2", *MERGES, ""]))
     else:
         model = {"type": "BPE", "vocab": ids, "merges": [merge.split(" ") for merge in MERGES]}
-        files["tokenizer.json"] = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": BYTE_LEVEL,
-                                   "post_processor": None, "decoder": BYTE_LEVEL, **tokenizer,
-                                   "model": {**model, **tokenizer.get("model", {})}}
+        files["tokenizer.json"] = {
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": BYTE_LEVEL,
+            "post_processor": None,
+            "decoder": BYTE_LEVEL,
+            **tokenizer,
+            "model": {**model, **tokenizer.get("model", {})},
+        }
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(content, file)
@@ -83,7 +108,9 @@ def logits(folder):
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        return model(torch.from_numpy(golden.inputs(HPARAMS))[None]).logits[0, ::4].numpy()  # every fourth, to save room
+        return (
+            model(torch.from_numpy(golden.inputs(HPARAMS))[None]).logits[0, ::4].numpy()
+        )  # every fourth, to save room
 
 
 if __name__ == "__main__":

@@ -5,25 +5,25 @@ import re
 import shutil
 import subprocess
 
+from conftest import ROOT, assert_error, command, nested
 import golden
-import gpt2_pico
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import ROOT, assert_error, command, nested
 
-import gpt2
-import utils
 from beyond import attention
+import gpt2
+import gpt2_pico
+import utils
 
 HPARAMS = golden.CONFIGS["wide"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PROMPT = "Not all heroes wear capes </script><b>\"&amp;\" 勇者\n\tend"
+PROMPT = 'Not all heroes wear capes </script><b>"&amp;" 勇者\n\tend'
 
 
 def weights_of(ids, params, n_head):
     """[n_layer, n_head, n, n] in float64, head by head, from the formula."""
-    x, n, found = (params["wte"][ids] + params["wpe"][:len(ids)]).astype(np.float64), len(ids), []
+    x, n, found = (params["wte"][ids] + params["wpe"][: len(ids)]).astype(np.float64), len(ids), []
     for block in params["blocks"]:
         y = gpt2_pico.layer_norm(x, **block["ln_1"])
         q, k, v = np.split(y @ block["attn"]["c_attn"]["w"] + block["attn"]["c_attn"]["b"], 3, axis=-1)
@@ -34,7 +34,7 @@ def weights_of(ids, params, n_head):
             heads.append(np.exp(scores - scores.max(axis=-1, keepdims=True)))
             heads[-1] /= heads[-1].sum(axis=-1, keepdims=True)
         found.append(heads)
-        outputs = np.concatenate([head @ v[:, i * d:(i + 1) * d] for i, head in enumerate(heads)], axis=-1)
+        outputs = np.concatenate([head @ v[:, i * d : (i + 1) * d] for i, head in enumerate(heads)], axis=-1)
         x = x + outputs @ block["attn"]["c_proj"]["w"] + block["attn"]["c_proj"]["b"]
         x = x + gpt2_pico.mlp(gpt2_pico.layer_norm(x, **block["ln_2"]), **block["mlp"])
     return np.array(found)
@@ -51,16 +51,23 @@ def test_the_weights_are_those_of_the_formula(n):
     params, ids = nested(golden.weights(hparams)), np.arange(n) * 29 % 61
     weights, states = attention.look(ids, params, 3)
     np.testing.assert_allclose(weights, weights_of(ids, params, 3), atol=2e-4)
-    np.testing.assert_allclose(gpt2.layer_norm(states[-1], **params["ln_f"]) @ params["wte"].T, gpt2.gpt2(ids, **params, n_head=3), atol=1e-5)
+    np.testing.assert_allclose(
+        gpt2.layer_norm(states[-1], **params["ln_f"]) @ params["wte"].T, gpt2.gpt2(ids, **params, n_head=3), atol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "page.html"
-    done = command("-m", "beyond.attention", PROMPT, f"--out={path}", "--model_size=shakespeare", program=None, cwd=ROOT)
+    done = command(
+        "-m", "beyond.attention", PROMPT, f"--out={path}", "--model_size=shakespeare", program=None, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr.decode()
     n = len(data_of(path.read_text("utf-8"))["ids"])
-    assert done.stdout.decode() == f"{path}: {n} tokens, {path.stat().st_size:,} bytes\n" and len(list(path.parent.iterdir())) == 1
+    assert (
+        done.stdout.decode() == f"{path}: {n} tokens, {path.stat().st_size:,} bytes\n"
+        and len(list(path.parent.iterdir())) == 1
+    )
     return path
 
 
@@ -73,7 +80,10 @@ def test_the_numbers_on_the_page_are_the_models(page):
     for layer in range(6):
         for head in range(4):
             rows = np.split(found[layer, head], np.cumsum(range(1, n)))
-            assert all(abs(row.sum() - 1) < 0.02 and np.abs(row - expected[layer, head, i, :i + 1]).max() < 0.0045 for i, row in enumerate(rows))
+            assert all(
+                abs(row.sum() - 1) < 0.02 and np.abs(row - expected[layer, head, i, : i + 1]).max() < 0.0045
+                for i, row in enumerate(rows)
+            )
     probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=4))
     for i in range(n):
         best = np.argsort(-probs[i], kind="stable")[:10]
@@ -84,7 +94,16 @@ def test_the_numbers_on_the_page_are_the_models(page):
 
 
 def test_tokens_are_visible():
-    names = {"Ġthe": "·the", "Ċ": "⏎", "ĉa": "⇥a", "Ģ": "80", "åĭ": "e5 8b", "åĭĩ": "勇", "<|endoftext|>": "<|endoftext|>", "": ""}
+    names = {
+        "Ġthe": "·the",
+        "Ċ": "⏎",
+        "ĉa": "⇥a",
+        "Ģ": "80",
+        "åĭ": "e5 8b",
+        "åĭĩ": "勇",
+        "<|endoftext|>": "<|endoftext|>",
+        "": "",
+    }
     assert {token: attention.visible(token) for token in names} == names
 
 
@@ -101,9 +120,16 @@ def open_page(path, *flags, script="", name="look"):
 def test_a_browser_shows_it(page):
     data = data_of(page.read_text("utf-8"))
     shown = open_page(page, "--dump-dom")
-    buttons = re.findall(r'<button[^>]*aria-pressed="(\w+)"[^>]*>([^<]*)<small>(\d+)</small></button>', re.sub(r"<script.*", "", shown, flags=re.S))
-    assert [int(id) for _, _, id in buttons] == data["ids"] and [i for i, (on, *_) in enumerate(buttons) if on == "true"] == [5]
-    value = (base64.b64decode(data["weights"])[(1 * 4 + 2) * len(data["ids"]) * (len(data["ids"]) + 1) // 2 + 15 + 1] / 255) ** 2
+    buttons = re.findall(
+        r'<button[^>]*aria-pressed="(\w+)"[^>]*>([^<]*)<small>(\d+)</small></button>',
+        re.sub(r"<script.*", "", shown, flags=re.S),
+    )
+    assert [int(id) for _, _, id in buttons] == data["ids"] and [
+        i for i, (on, *_) in enumerate(buttons) if on == "true"
+    ] == [5]
+    value = (
+        base64.b64decode(data["weights"])[(1 * 4 + 2) * len(data["ids"]) * (len(data["ids"]) + 1) // 2 + 15 + 1] / 255
+    ) ** 2
     names = [data["names"][str(id)] for id in data["ids"]]
     assert html.unescape(buttons[12][1]) == names[12]
     assert f"{names[5]} (token 6) looks at {names[1]} (token 2): {value:.2f}" in shown and "Block 2, head 3" in shown
@@ -121,9 +147,19 @@ def test_keys_and_narrow_screens(page):
     document.body.dataset.found = location.hash + " " + (document.documentElement.scrollWidth <= innerWidth) + " " + innerWidth;"""
     frame = page.parent / "frame.html"
     open_page(page, "--dump-dom", script=script, name="keys")
-    frame.write_text('<iframe src="keys.html#layer=2&head=3&token=6&key=2" style="width:360px;height:600px;border:0" onload="'
-                     'document.title = this.contentDocument.body.dataset.found"></iframe>')
-    args = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--virtual-time-budget=4000", "--dump-dom"]
+    frame.write_text(
+        '<iframe src="keys.html#layer=2&head=3&token=6&key=2" style="width:360px;height:600px;border:0" onload="'
+        'document.title = this.contentDocument.body.dataset.found"></iframe>'
+    )
+    args = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=4000",
+        "--dump-dom",
+    ]
     shown = subprocess.run([*args, f"file://{frame}"], capture_output=True, timeout=100, check=True).stdout.decode()
     assert "<title>#layer=6&amp;head=4&amp;token=5&amp;key=4 true 360</title>" in shown
 
@@ -133,7 +169,9 @@ def test_a_picture_of_it_is_not_blank(page):
     open_page(page, f"--screenshot={page.parent}/shot.png", "--window-size=1200,900")
     picture = matplotlib.image.imread(page.parent / "shot.png")[:, :, :3]
     blue = (picture[:, :, 2] > picture[:, :, 0] + 0.2).mean()
-    assert picture.shape[:2] == (900, 1200) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50 and 0.02 < blue < 0.6
+    assert (
+        picture.shape[:2] == (900, 1200) and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50 and 0.02 < blue < 0.6
+    )
 
 
 def test_a_page_of_200_tokens_in_the_shape_of_124m_is_small(tmp_path):

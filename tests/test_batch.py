@@ -4,14 +4,14 @@ import subprocess
 import sys
 import time
 
-import golden
-import pytest
 from conftest import ROOT, assert_error, command, nested
+import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import pytest
 
-import gpt2
 from beyond import batch
+import gpt2
 
 MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
 HELD_OUT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
@@ -27,7 +27,10 @@ def test_each_text_is_what_it_is_alone(name, batch_size, temperature, data):
         inputs = data.draw(st.lists(st.integers(0, hparams["n_vocab"] - 1), min_size=1, max_size=hparams["n_ctx"]))
         prompts.append((inputs, data.draw(st.integers(0, hparams["n_ctx"] - len(inputs))), seed))
     stop = data.draw(st.integers(0, 5))
-    expected = [gpt2.generate(inputs, params, hparams["n_head"], n, temperature, seed=seed, stop=stop) for inputs, n, seed in prompts]
+    expected = [
+        gpt2.generate(inputs, params, hparams["n_head"], n, temperature, seed=seed, stop=stop)
+        for inputs, n, seed in prompts
+    ]
     found = batch.generate(prompts, params, hparams["n_head"], temperature, stop=stop, batch_size=batch_size)
     assert list(found) == expected
 
@@ -37,7 +40,7 @@ def test_no_more_prompts_are_read_than_needed():
     read = []
 
     def prompts():  # the first takes long, the others end at once
-        for i in range(10 ** 9):
+        for i in range(10**9):
             read.append(i)
             yield [1], 40 if i == 0 else 1, 0
 
@@ -52,11 +55,21 @@ def test_a_step_is_one_product_a_layer(monkeypatch):
     shapes, linear = [], gpt2.linear
     monkeypatch.setattr(gpt2, "linear", lambda x, w, b: shapes.append(x.shape) or linear(x, w, b))
     list(batch.generate([([i], 3, 0) for i in range(4)], params, hparams["n_head"], batch_size=4))
-    assert [rows for rows, _ in shapes] == [4] * (3 * 4 * hparams["n_layer"])  # four layers' products a block, three steps
+    assert [rows for rows, _ in shapes] == [4] * (
+        3 * 4 * hparams["n_layer"]
+    )  # four layers' products a block, three steps
 
 
 def run(folder, *args, **kwargs):
-    args = "-m", "beyond.batch", str(folder / "prompts.txt"), "--out", str(folder / "out.jsonl"), "--model_size=shakespeare", *args
+    args = (
+        "-m",
+        "beyond.batch",
+        str(folder / "prompts.txt"),
+        "--out",
+        str(folder / "out.jsonl"),
+        "--model_size=shakespeare",
+        *args,
+    )
     return command(*args, program=None, cwd=ROOT, **kwargs)
 
 
@@ -97,7 +110,15 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     (whole / "prompts.txt").write_bytes((tmp_path / "prompts.txt").read_bytes())
     flags = "--n_tokens_to_generate=20", "--batch_size=4"
     assert run(whole, *flags).returncode == 0
-    args = [sys.executable, "-m", "beyond.batch", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out.jsonl"), *flags]
+    args = [
+        sys.executable,
+        "-m",
+        "beyond.batch",
+        str(tmp_path / "prompts.txt"),
+        "--out",
+        str(tmp_path / "out.jsonl"),
+        *flags,
+    ]
     with subprocess.Popen([*args, "--model_size=shakespeare"], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         out, deadline = tmp_path / "out.jsonl", time.monotonic() + 60
         while not out.exists() or out.read_bytes().count(b"\n") < 10:
@@ -115,7 +136,12 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
 def test_errors(tmp_path):
     assert_error(run(tmp_path), "No such file", "prompts.txt")
     (tmp_path / "prompts.txt").write_text("a\nb\n")
-    for content in '{"prompt": "b", "completion": ""}\n', "no JSON\n", '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n', "3\n":
+    for content in (
+        '{"prompt": "b", "completion": ""}\n',
+        "no JSON\n",
+        '{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n',
+        "3\n",
+    ):
         (tmp_path / "out.jsonl").write_text(content)
         assert_error(run(tmp_path), "out.jsonl is there already", "another out")
         assert (tmp_path / "out.jsonl").read_text() == content
@@ -124,8 +150,18 @@ def test_errors(tmp_path):
     good = (tmp_path / "out.jsonl").read_text()
     for content in good.replace('"a"', '"b"'), good + good, "3\n", good.replace("completion", "x"):
         (tmp_path / "out.jsonl").write_text(content)
-        assert_error(run(tmp_path, "--n_tokens_to_generate=2"), "out.jsonl is there already", "line ", "prompts.txt", "another out")
+        assert_error(
+            run(tmp_path, "--n_tokens_to_generate=2"),
+            "out.jsonl is there already",
+            "line ",
+            "prompts.txt",
+            "another out",
+        )
         assert (tmp_path / "out.jsonl").read_text() == content
     (tmp_path / "out.jsonl").unlink()
-    for flag, parts in (("--batch_size=0", ["batch_size=0"]), ("--temperature=-1", ["temperature=-1"]), ("--models_dir=x/y", ["x/y"])):
+    for flag, parts in (
+        ("--batch_size=0", ["batch_size=0"]),
+        ("--temperature=-1", ["temperature=-1"]),
+        ("--models_dir=x/y", ["x/y"]),
+    ):
         assert_error(run(tmp_path, flag), *parts)

@@ -1,10 +1,10 @@
 import json
 import shutil
 
-import pytest
 from conftest import ROOT, assert_error, command
+import pytest
 
-from beyond import benchmark, peers, checkpoint
+from beyond import benchmark, checkpoint, peers
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 2}
 
@@ -20,8 +20,17 @@ def test_the_command(tmp_path):
     assert done.stdout.decode() == text + "\n" and benchmark.table(result) == text
     assert list(result["passes"]) == ["the machine's limit", "PicoGPT", "gpt2_pico.py"] and result["hparams"] == SHAPE
     assert all(found.keys() == benchmark.WORK.keys() and min(found.values()) > 0 for found in result["passes"].values())
-    for what in ("lookahead, text that repeats", "lookahead, text that does not", "batch of 1 ", "batch of 16", "batch of 64",
-                 "loading", "the command, 0 tokens", "the command, 40 tokens", "memory"):
+    for what in (
+        "lookahead, text that repeats",
+        "lookahead, text that does not",
+        "batch of 1 ",
+        "batch of 16",
+        "batch of 64",
+        "loading",
+        "the command, 0 tokens",
+        "the command, 40 tokens",
+        "memory",
+    ):
         assert what in text
     labels = (tmp_path / "new/found.svg").read_text()  # drawn as curves, with the text in a comment
     assert "tokens a second" in labels
@@ -49,7 +58,12 @@ def test_what_a_user_can_mend_is_one_line(tmp_path):
 
 def test_a_peers_ratio_is_to_ours_beside_it():
     ours, beside, peer = (dict.fromkeys(benchmark.WORK, seconds) for seconds in (1.0, 6.0, 2.0))
-    result = {"machine": "", "date": "", "more": [], "passes": {"PicoGPT": ours, "peer": {**peer, "PicoGPT beside it": beside}}}
+    result = {
+        "machine": "",
+        "date": "",
+        "more": [],
+        "passes": {"PicoGPT": ours, "peer": {**peer, "PicoGPT beside it": beside}},
+    }
     assert "| PicoGPT | 1.00 (1) |" in benchmark.table(result) and "| peer | 3.00 (0) |" in benchmark.table(result)
 
 
@@ -71,8 +85,13 @@ def test_the_readme_shows_what_was_measured():
         assert (f"<!-- {name} -->" in labels) == (isinstance(found, dict) and name != "the machine's limit")
 
 
-@pytest.mark.parametrize("flags, parts", [
-    (["--n_ctx=512"], ["n_ctx=512", "1024"]), (["--n_embd=10", "--n_head=3"], ["n_embd=10", "n_head=3"]),
-    (["--n_vocab=many"], ["n_vocab='many'"])])
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--n_ctx=512"], ["n_ctx=512", "1024"]),
+        (["--n_embd=10", "--n_head=3"], ["n_embd=10", "n_head=3"]),
+        (["--n_vocab=many"], ["n_vocab='many'"]),
+    ],
+)
 def test_errors(flags, parts, tmp_path):
     assert_error(run(f"--out={tmp_path}/x", *flags), *parts)

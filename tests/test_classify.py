@@ -7,17 +7,17 @@ import subprocess
 import sys
 import textwrap
 
+from conftest import ROOT, assert_error, command, flat, nested
 import golden
-import gpt2_pico
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, assert_error, command, flat, nested
 
-import gpt2
-import utils
 from beyond import classify, finetune
+import gpt2
+import gpt2_pico
+import utils
 
 HPARAMS = golden.CONFIGS["wide"]
 
@@ -34,13 +34,17 @@ def test_the_logits_come_from_the_last_token(params):
     del base["cls_head"]
     expected = gpt2_pico.gpt2(ids, **base, n_head=n_head)[:, -4:]
     np.testing.assert_allclose(classify.gpt2(ids, **params, n_head=n_head), expected[-1], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(classify.gpt2([*ids[:9], 0, 0], **params, n_head=n_head, last=8), expected[8], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        classify.gpt2([*ids[:9], 0, 0], **params, n_head=n_head, last=8), expected[8], rtol=1e-3, atol=1e-3
+    )
     base.pop("wte")
     trained = {"blocks": params["blocks"][1:], "ln_f": params["ln_f"], "cls_head": params["cls_head"]}
     row = np.array([*ids[:9], 0, 0]), 8, 2, 3.0
     logits = expected[8].astype(np.float64)
     loss = classify.loss_of(n_head)(trained, row, None, {name: params[name] for name in params if name != "cls_head"})
-    assert float(loss) == pytest.approx(3 * (np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[2]), rel=1e-3)
+    assert float(loss) == pytest.approx(
+        3 * (np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[2]), rel=1e-3
+    )
     assert gpt2.np is np
 
 
@@ -54,7 +58,10 @@ def test_gradients_are_finite_differences(params):
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(trained)), *jax.tree.flatten(trained)
         for i, leaf in enumerate(leaves):
             way = rng.standard_normal(leaf.shape)
-            both = [loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1:]])) for h in (1e-5, -1e-5)]
+            both = [
+                loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1 :]]))
+                for h in (1e-5, -1e-5)
+            ]
             np.testing.assert_allclose((both[0] - both[1]) / 2e-5, (gradients[i] * way).sum(), rtol=1e-5, atol=1e-9)
 
 
@@ -76,7 +83,16 @@ def test_what_is_held_out_is_a_fifth_of_each_class():
 
 
 def run(*args, **kwargs):
-    return command("-m", "beyond.classify", *map(str, args), program=None, cwd=ROOT, env={"JAX_PLATFORMS": "cpu"}, timeout=300, **kwargs)
+    return command(
+        "-m",
+        "beyond.classify",
+        *map(str, args),
+        program=None,
+        cwd=ROOT,
+        env={"JAX_PLATFORMS": "cpu"},
+        timeout=300,
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +100,7 @@ def lines(tmp_path_factory):
     """lines.csv, made as the docstring says."""
     path = tmp_path_factory.mktemp("data") / "lines.csv"
     code = textwrap.dedent(re.search(r"    import csv, pathlib\n(    .*\n)+", classify.__doc__)[0])
-    exec(code.replace('"lines.csv"', repr(str(path))).replace('Path(path)', f'Path({str(ROOT)!r}, path)'), {})
+    exec(code.replace('"lines.csv"', repr(str(path))).replace("Path(path)", f"Path({str(ROOT)!r}, path)"), {})
     return path
 
 
@@ -106,7 +122,12 @@ def test_it_learns_to_tell_kinds_apart(kinds, lines):
     n = {name: labels.count(name) for name in sorted(set(labels))}
     held = {name: n[name] // 5 for name in n}
     assert said[0] == f"{len(labels) - sum(held.values())} rows learned from, {sum(held.values())} held out"
-    accuracy, f1, majority = map(float, re.fullmatch(r"accuracy ([\d.]+), macro-F1 ([\d.]+); always the largest class would be ([\d.]+)", said[1]).groups())
+    accuracy, f1, majority = map(
+        float,
+        re.fullmatch(
+            r"accuracy ([\d.]+), macro-F1 ([\d.]+); always the largest class would be ([\d.]+)", said[1]
+        ).groups(),
+    )
     assert majority == round(held["play"] / sum(held.values()), 3) and accuracy > majority + 0.15 and f1 > 0.5
     matrix = np.array([[int(cell) for cell in line.split()[1:]] for line in said[3:]])
     assert said[2].split() == ["true,", "found", *n] and matrix.sum(axis=1).tolist() == list(held.values())
@@ -130,7 +151,7 @@ def test_predictions(kinds, lines, tmp_path):
     assert list(map(float, found.values())) == sorted(map(float, found.values()), reverse=True)
     with open(lines, newline="") as file:
         rows = list(csv.reader(file))
-    some = [["more", "text"], *(["x,\n\"y\"", row[0]] for row in rows[1::40]), ["", ""]]
+    some = [["more", "text"], *(['x,\n"y"', row[0]] for row in rows[1::40]), ["", ""]]
     with open(tmp_path / "some.csv", "w", newline="") as file:
         csv.writer(file).writerows(some)
     done = run("predict", tmp_path / "some.csv", "--model_size=kinds", models_dir)
@@ -142,7 +163,9 @@ def test_predictions(kinds, lines, tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_weights(kinds, lines, tmp_path):
     args = [sys.executable, "-m", "beyond.classify", "train", str(lines), f"--out={tmp_path}/killed", "--k=2", *FLAGS]
-    with subprocess.Popen(args, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        args, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
         while b"step 15" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -152,14 +175,25 @@ def test_a_killed_run_goes_on_to_the_same_weights(kinds, lines, tmp_path):
     assert_error(run("train", lines, f"--out={tmp_path}/killed", "--k=2", *FLAGS), "killed is a model already")
 
 
-@pytest.mark.parametrize("content, flags, parts", [
-    ("text,label\na,x\nb,x\n", [], ["1 class", "two or more"]), ("text,label\na,x\nb,\nc,y\n", [], ["line 3", "no label"]),
-    ("text,label\na,x\n\"b\nb\"\nc,y\n", [], ["line 4", "no label"]), ("text,kind\na,x\n", [], ["no column 'label'", "text, kind", "label_column"]),
-    ("text,label\na,x\nb,x\nc,y\n", [], ["one row of class 'y'"]), ("", [], ["empty"]), ("text,label\n", [], ["0 class"]),
-    ("text,label\na,x\nb,x\nc,y\nd,y\n", ["--k=9"], ["k=9", "n_layer is 6"]), ("text,label\na,x\n", ["--steps=0"], ["steps=0"])])
+@pytest.mark.parametrize(
+    "content, flags, parts",
+    [
+        ("text,label\na,x\nb,x\n", [], ["1 class", "two or more"]),
+        ("text,label\na,x\nb,\nc,y\n", [], ["line 3", "no label"]),
+        ('text,label\na,x\n"b\nb"\nc,y\n', [], ["line 4", "no label"]),
+        ("text,kind\na,x\n", [], ["no column 'label'", "text, kind", "label_column"]),
+        ("text,label\na,x\nb,x\nc,y\n", [], ["one row of class 'y'"]),
+        ("", [], ["empty"]),
+        ("text,label\n", [], ["0 class"]),
+        ("text,label\na,x\nb,x\nc,y\nd,y\n", ["--k=9"], ["k=9", "n_layer is 6"]),
+        ("text,label\na,x\n", ["--steps=0"], ["steps=0"]),
+    ],
+)
 def test_errors(tmp_path, content, flags, parts):
     (tmp_path / "rows.csv").write_text(content)
-    assert_error(run("train", tmp_path / "rows.csv", f"--out={tmp_path}/new", "--model_size=shakespeare", *flags), *parts)
+    assert_error(
+        run("train", tmp_path / "rows.csv", f"--out={tmp_path}/new", "--model_size=shakespeare", *flags), *parts
+    )
     assert not (tmp_path / "new").exists()
 
 

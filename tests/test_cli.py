@@ -9,8 +9,8 @@ import struct
 import subprocess
 import sys
 
-import pytest
 from conftest import ROOT, assert_error, command
+import pytest
 
 import gpt2
 import gpt2_pico
@@ -34,8 +34,29 @@ def assert_prints(done, text):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("prompt", ["1984", "1e3", "[1,2]", "None", "'quoted'", '"double"', "True", "{'a': 1}", "a=b", " two  spaces ", "a\nb",
-                                    "日本", "#", "0x10", "1_000", "hello()", "<|endoftext|>", ""])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "1984",
+        "1e3",
+        "[1,2]",
+        "None",
+        "'quoted'",
+        '"double"',
+        "True",
+        "{'a': 1}",
+        "a=b",
+        " two  spaces ",
+        "a\nb",
+        "日本",
+        "#",
+        "0x10",
+        "1_000",
+        "hello()",
+        "<|endoftext|>",
+        "",
+    ],
+)
 def test_a_prompt_stays_as_typed(models_dir, program, prompt):
     expected = complete(models_dir, prompt)
     assert_prints(run(models_dir, prompt, "4", program=program), expected)
@@ -74,13 +95,16 @@ def test_no_tokens_and_every_option(models_dir):
     expected = complete(models_dir, "Hello", 20, **options)
     assert expected != complete(models_dir, "Hello", 20, **{**options, "seed": 4}) != complete(models_dir, "Hello", 20)
     for _ in range(2):
-        assert_prints(run(models_dir, "Hello", "20", *[f"--{name}={value}" for name, value in options.items()]), expected)
+        assert_prints(
+            run(models_dir, "Hello", "20", *[f"--{name}={value}" for name, value in options.items()]), expected
+        )
     assert_prints(command("Hello", "20", "tiny", str(models_dir), "1.5", "50", "0.9", "3"), expected)
 
 
 def test_the_end_of_text_is_not_printed(own_models_dir, monkeypatch):
     """Renames the token that comes third to <|endoftext|>: both programs end before it."""
     import json
+
     encoder, hparams, params = utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
     ids = gpt2.generate(encoder.encode("Hello"), params, hparams["n_head"], 20)
     third = next(i for i, id in enumerate(ids) if id not in ids[:i] and i >= 2)
@@ -93,45 +117,54 @@ def test_the_end_of_text_is_not_printed(own_models_dir, monkeypatch):
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_from_any_directory(models_dir, tmp_path, program):
     expected = complete(models_dir, "Hello")
-    assert_prints(command("Hello", "4", "tiny", "m", program=program, cwd=shutil.copytree(models_dir, tmp_path / "m").parent), expected)
+    assert_prints(
+        command("Hello", "4", "tiny", "m", program=program, cwd=shutil.copytree(models_dir, tmp_path / "m").parent),
+        expected,
+    )
     assert_prints(run(models_dir, "Hello", "4", cwd="/", program=program), expected)
 
 
-@pytest.mark.parametrize("args, parts", [
-    (["a", "-1"], ["n_tokens_to_generate=-1", "whole number from 0"]),
-    (["a", "1.5"], ["n_tokens_to_generate=1.5", "whole number from 0"]),
-    (["a", "1e3"], ["n_tokens_to_generate=1000.0"]),
-    (["a", "many"], ["n_tokens_to_generate='many'"]),
-    (["Alan", "Turing"], ["n_tokens_to_generate='Turing'", "quotes"]),
-    (["a", "None"], ["n_tokens_to_generate=None"]),
-    (["a", "--temperature=-0.1"], ["temperature=-0.1", "from 0"]),
-    (["a", "--temperature=nan"], ["temperature='nan'"]),
-    (["a", "--temperature=inf"], ["temperature='inf'"]),
-    (["a", "--temperature=1e999"], ["temperature=inf"]),
-    (["a", "--top_k=0"], ["top_k=0", "from 1"]),
-    (["a", "--top_k=2.5"], ["top_k=2.5"]),
-    (["a", "--top_p=1.01"], ["top_p=1.01", "from 0 to 1"]),
-    (["a", "--top_p=nan"], ["top_p='nan'"]),
-    (["a", "--seed=-3"], ["seed=-3", "from 0"]),
-    (["a", "--seed"], ["seed=True"]),
-    (["a", "--tokens=3"], ["--tokens=3", "--help"]),
-    (["a", "--verbose"], ["--verbose", "--help"]),
-    (["-x"], ["-x", "--help"]),
-    (["a", "65"], ["1 tokens", "65 make 66", "context is 64", "at most 63"]),
-    (["word " * 70, "3"], ["context is 64", "shorten the prompt by at least"]),
-])
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["a", "-1"], ["n_tokens_to_generate=-1", "whole number from 0"]),
+        (["a", "1.5"], ["n_tokens_to_generate=1.5", "whole number from 0"]),
+        (["a", "1e3"], ["n_tokens_to_generate=1000.0"]),
+        (["a", "many"], ["n_tokens_to_generate='many'"]),
+        (["Alan", "Turing"], ["n_tokens_to_generate='Turing'", "quotes"]),
+        (["a", "None"], ["n_tokens_to_generate=None"]),
+        (["a", "--temperature=-0.1"], ["temperature=-0.1", "from 0"]),
+        (["a", "--temperature=nan"], ["temperature='nan'"]),
+        (["a", "--temperature=inf"], ["temperature='inf'"]),
+        (["a", "--temperature=1e999"], ["temperature=inf"]),
+        (["a", "--top_k=0"], ["top_k=0", "from 1"]),
+        (["a", "--top_k=2.5"], ["top_k=2.5"]),
+        (["a", "--top_p=1.01"], ["top_p=1.01", "from 0 to 1"]),
+        (["a", "--top_p=nan"], ["top_p='nan'"]),
+        (["a", "--seed=-3"], ["seed=-3", "from 0"]),
+        (["a", "--seed"], ["seed=True"]),
+        (["a", "--tokens=3"], ["--tokens=3", "--help"]),
+        (["a", "--verbose"], ["--verbose", "--help"]),
+        (["-x"], ["-x", "--help"]),
+        (["a", "65"], ["1 tokens", "65 make 66", "context is 64", "at most 63"]),
+        (["word " * 70, "3"], ["context is 64", "shorten the prompt by at least"]),
+    ],
+)
 def test_options_out_of_range(models_dir, args, parts):
     assert_error(run(models_dir, *args), *parts)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("args, parts", [
-    (["a", "9", "125M"], ["'125M'", "124M, 355M, 774M, 1558M"]),
-    (["a", "9", "../tiny"], ["'../tiny'", "models_dir"]),
-    (["a", "9", ""], ["model_size=''"]),
-    (["a", "65", "tiny"], ["at most 63"]),
-    (["a", "x", "tiny"], ["n_tokens_to_generate='x'"]),
-])
+@pytest.mark.parametrize(
+    "args, parts",
+    [
+        (["a", "9", "125M"], ["'125M'", "124M, 355M, 774M, 1558M"]),
+        (["a", "9", "../tiny"], ["'../tiny'", "models_dir"]),
+        (["a", "9", ""], ["model_size=''"]),
+        (["a", "65", "tiny"], ["at most 63"]),
+        (["a", "x", "tiny"], ["n_tokens_to_generate='x'"]),
+    ],
+)
 def test_errors_of_both_programs(models_dir, program, args, parts):
     assert_error(command(*args, f"--models_dir={models_dir}", program=program), *parts)
 
@@ -141,16 +174,19 @@ def test_no_network(tmp_path):
     assert_error(done, "cannot fetch http://127.0.0.1:9/124M/checkpoint", "check the network", "GPT2_MODELS_URL")
 
 
-@pytest.mark.parametrize("damage, parts", [
-    (lambda folder: (folder / "vocab.bpe").unlink(), ["lacks vocab.bpe"]),
-    (lambda folder: os.truncate(folder / utils.DATA, 5000), ["damaged", "5,000 bytes"]),
-    (lambda folder: (folder / "encoder.json").write_text("{"), ["damaged"]),
-    (lambda folder: (folder / "hparams.json").write_bytes(b"\xff"), ["damaged"]),
-    (lambda folder: (folder / "hparams.json").write_text("[1]"), ["must give n_vocab"]),
-    (lambda folder: os.truncate(folder / "model.ckpt.index", 99), ["index is damaged"]),
-    (lambda folder: (shutil.rmtree(folder), folder.write_text("a file")), ["unknown model_size='tiny'"]),
-    (lambda folder: ((folder / "vocab.bpe").unlink(), (folder / "vocab.bpe").mkdir()), ["lacks vocab.bpe"]),
-])
+@pytest.mark.parametrize(
+    "damage, parts",
+    [
+        (lambda folder: (folder / "vocab.bpe").unlink(), ["lacks vocab.bpe"]),
+        (lambda folder: os.truncate(folder / utils.DATA, 5000), ["damaged", "5,000 bytes"]),
+        (lambda folder: (folder / "encoder.json").write_text("{"), ["damaged"]),
+        (lambda folder: (folder / "hparams.json").write_bytes(b"\xff"), ["damaged"]),
+        (lambda folder: (folder / "hparams.json").write_text("[1]"), ["must give n_vocab"]),
+        (lambda folder: os.truncate(folder / "model.ckpt.index", 99), ["index is damaged"]),
+        (lambda folder: (shutil.rmtree(folder), folder.write_text("a file")), ["unknown model_size='tiny'"]),
+        (lambda folder: ((folder / "vocab.bpe").unlink(), (folder / "vocab.bpe").mkdir()), ["lacks vocab.bpe"]),
+    ],
+)
 def test_models_that_are_damaged(own_models_dir, damage, parts):
     damage(own_models_dir / "tiny")
     assert_error(run(own_models_dir, "a"), *parts)
@@ -174,7 +210,7 @@ def test_help(program, main, args):
     assert done.returncode == 0 and done.stderr == b""
     for name, parameter in inspect.signature(main).parameters.items():
         _, _, text = done.stdout.decode().partition(f"--{name}={name.upper()}\n")
-        text = text[:text.find("\n    -")]
+        text = text[: text.find("\n    -")]
         assert f"Default: {parameter.default!r}" in text and len(text.splitlines()[-1].strip()) > 40
     assert "FIRE" not in done.stdout.decode()
 
@@ -183,8 +219,12 @@ def test_ctrl_c(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts a connection and never answers
         env = {**os.environ, "GPT2_MODELS_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "no_proxy": "*"}
         process = subprocess.Popen(  # a shell's background jobs inherit that Ctrl-C is ignored; at a terminal it is not
-            [sys.executable, str(ROOT / "gpt2.py"), "a", f"--models_dir={tmp_path}"], env=env, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+            [sys.executable, str(ROOT / "gpt2.py"), "a", f"--models_dir={tmp_path}"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         connection, _ = server.accept()
         connection.recv(1)
         process.send_signal(signal.SIGINT)
@@ -193,16 +233,34 @@ def test_ctrl_c(tmp_path):
 
 
 def test_a_closed_pipe(models_dir):
-    process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", "--model_size=tiny", f"--models_dir={models_dir}"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "gpt2.py"), "a", "--model_size=tiny", f"--models_dir={models_dir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(timeout=60) == 141
 
 
-@pytest.mark.parametrize("redirection, part", [(">/dev/full", "No space left on device"), (">&-", "standard output is closed")])
+@pytest.mark.parametrize(
+    "redirection, part", [(">/dev/full", "No space left on device"), (">&-", "standard output is closed")]
+)
 def test_an_output_that_takes_nothing(models_dir, redirection, part):
-    done = subprocess.run(["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, str(ROOT / "gpt2.py"), "a", "4", "tiny", str(models_dir)],
-                          capture_output=True)
+    done = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$@" {redirection}',
+            "sh",
+            sys.executable,
+            str(ROOT / "gpt2.py"),
+            "a",
+            "4",
+            "tiny",
+            str(models_dir),
+        ],
+        capture_output=True,
+    )
     assert_error(done, part)
 
 
@@ -213,9 +271,15 @@ def test_a_terminal_that_cannot_show_every_character(models_dir):
 
 def test_the_bar_is_for_terminals_only(models_dir):
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))  # a new one has no columns to show a bar in
+    fcntl.ioctl(
+        theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0)
+    )  # a new one has no columns to show a bar in
     os.set_blocking(ours, False)
-    process = subprocess.Popen([sys.executable, str(ROOT / "gpt2.py"), "a", "60", "tiny", str(models_dir)],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "gpt2.py"), "a", "60", "tiny", str(models_dir)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
     assert process.communicate(timeout=60)[0].decode() == complete(models_dir, "a", 60) + "\n"
     assert b"generating" in os.read(ours, 10_000)

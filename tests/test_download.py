@@ -12,8 +12,8 @@ import threading
 import time
 import types
 
-import pytest
 from conftest import ROOT, TINY, write_model
+import pytest
 
 import utils
 
@@ -28,6 +28,7 @@ def files(tmp_path_factory):
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves files under /124M/ and the other models' names. behave(handler, name, body) may answer instead; it returns True where it has."""
+
     daemon_threads = True
 
     def __init__(self, files):
@@ -94,6 +95,7 @@ def fetch(server, tmp_path):
     def fetch():
         utils.download_gpt2_files("124M", str(folder))
         return {path.name: path.read_bytes() for path in folder.iterdir()}
+
     fetch.folder = folder
     return fetch
 
@@ -143,10 +145,13 @@ def test_a_dropped_connection_is_resumed(fetch, server, files):
             handler.wfile.flush()
             handler.connection.close()
             return True
+
     server.behave = behave
     assert fetch() == files
     asked = [int((wanted or "bytes=0-")[6:-1]) for name, wanted in server.log if name == utils.DATA]
-    assert asked == sorted(set(asked)) and len(asked) > 2 * utils.TRIES  # from where it broke off, not from the beginning
+    assert (
+        asked == sorted(set(asked)) and len(asked) > 2 * utils.TRIES
+    )  # from where it broke off, not from the beginning
 
 
 def test_a_server_without_range_begins_anew(fetch, server, files):
@@ -157,6 +162,7 @@ def test_a_server_without_range_begins_anew(fetch, server, files):
             handler.wfile.flush()
             handler.connection.close()
             return True
+
     server.behave = behave
     assert fetch() == files and server.names().count(utils.DATA) == 3
 
@@ -168,6 +174,7 @@ def test_a_server_that_always_drops_at_the_same_place_is_given_up(fetch, server)
         handler.wfile.flush()
         handler.connection.close()
         return True
+
     server.behave = behave
     with pytest.raises(OSError, match="tried 5 times"):
         fetch()
@@ -180,6 +187,7 @@ def test_trouble_that_passes(fetch, server, files, status):
         if server.names().count(name) <= 2 and name == "vocab.bpe":
             handler.start(status, 0, Retry_After="7")
             return True
+
     server.behave = behave
     assert fetch() == files and server.slept == [7, 7]
 
@@ -203,13 +211,22 @@ def test_a_refusal_is_final(fetch, server, status):
 def test_bytes_that_are_not_the_models_are_refused_and_removed(fetch, server, files, lie):
     def behave(handler, name, body):
         if name == "encoder.json":
-            other = {"corrupt": body[:5000] + b"?" + body[5001:], "page": b"<html>Log in to the network</html>",
-                     "longer": body + b"\n", "shorter": body[:-1], "gzip": body}[lie]
+            other = {
+                "corrupt": body[:5000] + b"?" + body[5001:],
+                "page": b"<html>Log in to the network</html>",
+                "longer": body + b"\n",
+                "shorter": body[:-1],
+                "gzip": body,
+            }[lie]
             handler.start(200, len(other), **({"Content_Encoding": "gzip"} if lie == "gzip" else {}))
             handler.wfile.write(other)
             return True
+
     server.behave = behave
-    with pytest.raises(OSError, match="cannot fetch" if lie == "gzip" else "encoder.json has the SHA-256 .* instead of .*: it was removed"):
+    with pytest.raises(
+        OSError,
+        match="cannot fetch" if lie == "gzip" else "encoder.json has the SHA-256 .* instead of .*: it was removed",
+    ):
         fetch()
     assert not (fetch.folder / "encoder.json").exists()
     if lie != "gzip":
@@ -228,6 +245,7 @@ def test_an_answer_that_is_not_the_range_asked_for(fetch, server, files, content
             handler.start(206, len(body), Content_Range=content_range)
             handler.wfile.write(body)
             return True
+
     server.behave = behave
     assert fetch() == files
 
@@ -258,13 +276,17 @@ def test_a_server_that_stalls(fetch, server, files, monkeypatch):
             handler.wfile.flush()
             threading.Event().wait(2)
             return True
+
     server.behave = behave
     assert fetch() == files
 
 
 def test_no_network(fetch, server, monkeypatch):
     monkeypatch.setenv("GPT2_MODELS_URL", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="cannot fetch http://127.0.0.1:9/124M/checkpoint: Connection refused; check the network and GPT2_MODELS_URL, or take --model_size=shakespeare"):
+    with pytest.raises(
+        OSError,
+        match="cannot fetch http://127.0.0.1:9/124M/checkpoint: Connection refused; check the network and GPT2_MODELS_URL, or take --model_size=shakespeare",
+    ):
         fetch()
 
 
@@ -298,7 +320,9 @@ PROCESS = textwrap.dedent("""
 
 def start(folder, files, **kwargs):
     digests = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
-    process = subprocess.Popen([sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs
+    )
     process.stdin.write(f"utils.SHA256['124M'] = {digests!r}\n".encode())
     process.stdin.close()
     return process
@@ -320,6 +344,7 @@ def test_killed_at_any_moment(fetch, server, files):
                 handler.wfile.flush()
                 reached.set()
                 return killed.wait(60)
+
         server.behave = behave
         process = start(fetch.folder, files)
         assert reached.wait(60)
@@ -347,8 +372,14 @@ def test_a_full_disk(fetch, server, files):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))
     """)
-    done = subprocess.run([sys.executable, "-c", limit + PROCESS, str(fetch.folder)], cwd=ROOT, capture_output=True,
-                          input=("utils.SHA256['124M'] = %r\n" % utils.SHA256["124M"]).encode())
+    done = subprocess.run(
+        [sys.executable, "-c", limit + PROCESS, str(fetch.folder)],
+        cwd=ROOT,
+        capture_output=True,
+        input=f"utils.SHA256['124M'] = {utils.SHA256['124M']!r}\n".encode(),
+    )
     assert b"OSError: cannot write" in done.stderr and b"beyond 700,000 bytes: File too large; make room" in done.stderr
-    assert (fetch.folder / "encoder.json.part").stat().st_size == 700_000 and not (fetch.folder / "encoder.json").exists()
+    assert (fetch.folder / "encoder.json.part").stat().st_size == 700_000 and not (
+        fetch.folder / "encoder.json"
+    ).exists()
     assert fetch() == files

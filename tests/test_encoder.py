@@ -4,11 +4,11 @@ import string
 import sys
 import unicodedata
 
-import pytest
-import tiktoken
 from conftest import VOCABULARY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import pytest
+import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 import encoder as bpe
@@ -20,7 +20,9 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 
 def tiktoken_of(folder):
     ranks = data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
-    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)})
+    return tiktoken.Encoding(
+        "gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,64 @@ def test_every_character_in_every_surrounding(encoder, oracle):
     assert wrong == []
 
 
-SNIPPETS = ["'s", "'S", "'ll", "'LL", "'Ll", "'ve", "'re", "'m", "'d", "'x", "n't", " ", "  ", "\n", "\r\n", "\t", "\xa0", "\u2003", "\u3000", "\x85", "\x1c",
-            "a", "The", " the",
-            "é", "e\u0301", "ß", "中文", "日本", "أهلا", "हिन्दी", "ไทย", "👍🏽", "👩‍👩‍👧", "\u200d", "\ufeff", "123", "٣", "²", "Ⅷ", "½", "_", "--", "...",
-            "<|endoftext|>", "<|", "\0", "\x7f", "http://x.y/z?a=b&c", "SolidGoldMagikarp", "ÃÂ", "Ġ", "Ċ"]
-texts = st.one_of(st.text(), st.lists(st.sampled_from(SNIPPETS)).map("".join), st.text(alphabet=" \n\t'stvelrd1a-", max_size=60))
+SNIPPETS = [
+    "'s",
+    "'S",
+    "'ll",
+    "'LL",
+    "'Ll",
+    "'ve",
+    "'re",
+    "'m",
+    "'d",
+    "'x",
+    "n't",
+    " ",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\xa0",
+    "\u2003",
+    "\u3000",
+    "\x85",
+    "\x1c",
+    "a",
+    "The",
+    " the",
+    "é",
+    "e\u0301",
+    "ß",
+    "中文",
+    "日本",
+    "أهلا",
+    "हिन्दी",
+    "ไทย",
+    "👍🏽",
+    "👩‍👩‍👧",
+    "\u200d",
+    "\ufeff",
+    "123",
+    "٣",
+    "²",
+    "Ⅷ",
+    "½",
+    "_",
+    "--",
+    "...",
+    "<|endoftext|>",
+    "<|",
+    "\0",
+    "\x7f",
+    "http://x.y/z?a=b&c",
+    "SolidGoldMagikarp",
+    "ÃÂ",
+    "Ġ",
+    "Ċ",
+]
+texts = st.one_of(
+    st.text(), st.lists(st.sampled_from(SNIPPETS)).map("".join), st.text(alphabet=" \n\t'stvelrd1a-", max_size=60)
+)
 
 
 @settings(max_examples=3000, deadline=None)
@@ -66,7 +121,9 @@ def test_contractions_in_every_case(encoder, oracle):
                 assert encoder.encode(text) == oracle.encode_ordinary(text)
 
 
-@pytest.mark.parametrize("alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"])
+@pytest.mark.parametrize(
+    "alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"]
+)
 def test_equals_tiktoken_where_many_merges_compete(encoder, oracle, alphabet):
     rng = random.Random(alphabet)
     for _ in range(500):
@@ -99,8 +156,8 @@ def join_by_rank(symbols, ranks):
             return
         best, joined, i = min(pairs, key=ranks.get), [], 0
         while i < len(symbols):
-            n = 2 if tuple(symbols[i:i + 2]) == best else 1
-            joined.append("".join(symbols[i:i + n]))
+            n = 2 if tuple(symbols[i : i + 2]) == best else 1
+            joined.append("".join(symbols[i : i + n]))
             i += n
         symbols = joined
 

@@ -1,17 +1,17 @@
 import json
 import math
 
-import golden
-import numpy as np
-import pytest
 from conftest import ROOT, assert_error, command, nested
+import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
+import pytest
 from test_encoder import texts
 from test_train import pico_losses
 
-import utils
 from beyond import evaluate
+import utils
 
 HPARAMS = golden.CONFIGS["wide"]
 HELD_OUT = ROOT / "models" / "shakespeare" / "held_out.txt"
@@ -28,7 +28,7 @@ def test_each_token_is_scored_once_with_its_context(n, stride):
     params, ids, expected = nested(golden.weights(HPARAMS)), np.arange(n) * 29 % HPARAMS["n_vocab"], {}
     starts = [*range(0, n - 1 - HPARAMS["n_ctx"], stride), max(0, n - 1 - HPARAMS["n_ctx"])]
     for start in starts:
-        for i, loss in enumerate(pico_losses(params, ids[start:start + HPARAMS["n_ctx"] + 1], HPARAMS["n_head"])):
+        for i, loss in enumerate(pico_losses(params, ids[start : start + HPARAMS["n_ctx"] + 1], HPARAMS["n_head"])):
             expected.setdefault(start + i + 1, loss)
     found = np.concatenate(list(evaluate.evaluate(iter(ids.tolist()), params, HPARAMS["n_head"], stride)))
     np.testing.assert_allclose(found, [expected[i] for i in range(1, n)], rtol=2e-4, atol=2e-4)
@@ -38,6 +38,7 @@ def test_each_token_is_scored_once_with_its_context(n, stride):
 @given(text=texts, size=st.integers(1, 9))
 def test_the_tokens_of_the_pieces_are_those_of_the_whole(encoder, text, size):
     import io
+
     text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     pieces = list(evaluate.pieces(io.StringIO(text, newline=""), size))
     assert "".join(pieces) == text and [id for piece in pieces for id in encoder.encode(piece)] == encoder.encode(text)
@@ -45,7 +46,9 @@ def test_the_tokens_of_the_pieces_are_those_of_the_whole(encoder, text, size):
 
 
 def run(*args, **kwargs):
-    return command("-m", "beyond.evaluate", *map(str, args), "--model_size=shakespeare", program=None, cwd=ROOT, **kwargs)
+    return command(
+        "-m", "beyond.evaluate", *map(str, args), "--model_size=shakespeare", program=None, cwd=ROOT, **kwargs
+    )
 
 
 def test_the_command(tmp_path, shakespeare):
@@ -55,17 +58,25 @@ def test_the_command(tmp_path, shakespeare):
     done = run(tmp_path / "text.txt", "--stride=100")
     ids, losses = [encoder.encoder["<|endoftext|>"], *encoder.encode(text)], {}
     for start in [*range(0, len(ids) - 257, 100), len(ids) - 257]:
-        for i, loss in enumerate(pico_losses(params, np.array(ids[start:start + 257]), hparams["n_head"])):
+        for i, loss in enumerate(pico_losses(params, np.array(ids[start : start + 257]), hparams["n_head"])):
             losses.setdefault(start + i + 1, loss)
     total, n, n_words = sum(losses.values()), len(ids) - 1, len(text.split())
     assert len(losses) == n and done.stdout.decode().splitlines() == [
-        f"{n} tokens, {n_words} words, {len(text)} bytes", f"loss {total / n:.4f} nats a token",
+        f"{n} tokens, {n_words} words, {len(text)} bytes",
+        f"loss {total / n:.4f} nats a token",
         f"perplexity {math.exp(total / n):.2f} a token, {math.exp(total / n_words):.2f} a word, "
-        f"{total / math.log(2) / len(text):.4f} bits a byte"], done.stderr.decode()
+        f"{total / math.log(2) / len(text):.4f} bits a byte",
+    ], done.stderr.decode()
 
 
-@pytest.mark.parametrize("content, first", [(b"a", "1 tokens, 1 words, 1 bytes"), (b"\n", "1 tokens, 0 words, 1 bytes"),
-                                            (b"\xff\xfe", "2 tokens, 1 words, 2 bytes")])
+@pytest.mark.parametrize(
+    "content, first",
+    [
+        (b"a", "1 tokens, 1 words, 1 bytes"),
+        (b"\n", "1 tokens, 0 words, 1 bytes"),
+        (b"\xff\xfe", "2 tokens, 1 words, 2 bytes"),
+    ],
+)
 def test_the_smallest_texts(tmp_path, content, first):
     (tmp_path / "text.txt").write_bytes(content)
     done = run(tmp_path / "text.txt")
@@ -75,6 +86,7 @@ def test_the_smallest_texts(tmp_path, content, first):
 def test_last_words(tmp_path, shakespeare):
     """Greedy decoding of the passage without its last word gives that word, or not."""
     import gpt2
+
     encoder, hparams, params = shakespeare
     text, right, passages = HELD_OUT.read_text("utf-8"), 0, []
 
@@ -82,7 +94,7 @@ def test_last_words(tmp_path, shakespeare):
         return gpt2.generate([encoder.encoder["<|endoftext|>"], *encoder.encode(context)], params, hparams["n_head"], n)
 
     for i, n in enumerate([20, 3, 60, 2] * 5):
-        words = text[i * 2000:].split()[1:]
+        words = text[i * 2000 :].split()[1:]
         context, word = " ".join(words[:n]), words[n]
         while i % 2:  # half of them end in what the model says, once that is a word
             said = encoder.decode(greedy(context, 1))
@@ -96,13 +108,22 @@ def test_last_words(tmp_path, shakespeare):
     (tmp_path / "passages.jsonl").write_text("".join(json.dumps({"text": passage}) + "\n" for passage in passages))
     done = run(tmp_path / "passages.jsonl")
     assert 0 < right < 20
-    assert done.stdout.decode().splitlines()[:2] == ["20 passages", f"accuracy of the last word {5 * right:.2f}%"], done.stderr
+    assert done.stdout.decode().splitlines()[:2] == ["20 passages", f"accuracy of the last word {5 * right:.2f}%"], (
+        done.stderr
+    )
 
 
-@pytest.mark.parametrize("name, content, parts", [
-    ("a.txt", b"", ["a.txt is empty"]), ("a.jsonl", b"", ["a.jsonl is empty"]), ("a.jsonl", b'{"text": "a b"}\n[1]\n', ["line 2"]),
-    ("a.jsonl", b'{"text": 1}\n', ["line 1", '{"text":']), ("a.jsonl", b'{"text": " "}\n', ["line 1", "0 tokens"]),
-    ("a.jsonl", b'{"text": "a ' + b"@#" * 300 + b'"}\n', ["line 1", "601 tokens", "256"])])
+@pytest.mark.parametrize(
+    "name, content, parts",
+    [
+        ("a.txt", b"", ["a.txt is empty"]),
+        ("a.jsonl", b"", ["a.jsonl is empty"]),
+        ("a.jsonl", b'{"text": "a b"}\n[1]\n', ["line 2"]),
+        ("a.jsonl", b'{"text": 1}\n', ["line 1", '{"text":']),
+        ("a.jsonl", b'{"text": " "}\n', ["line 1", "0 tokens"]),
+        ("a.jsonl", b'{"text": "a ' + b"@#" * 300 + b'"}\n', ["line 1", "601 tokens", "256"]),
+    ],
+)
 def test_errors(tmp_path, name, content, parts):
     (tmp_path / name).write_bytes(content)
     assert_error(run(tmp_path / name), *parts)

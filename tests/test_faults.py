@@ -7,26 +7,63 @@ import io
 import itertools
 import json
 import os
+from pathlib import Path
 import shutil
 import sys
-from pathlib import Path
 
+from conftest import ROOT, assert_error, command
 import numpy as np
 import pytest
-from conftest import ROOT, assert_error, command
 
+from beyond import (
+    attention,
+    batch,
+    checkpoint,
+    classify,
+    evaluate,
+    files,
+    finetune,
+    fit,
+    gpu,
+    lookahead,
+    tokenizer,
+    train,
+)
 import gpt2
 import gpt2_pico
 import utils
-from beyond import attention, batch, checkpoint, classify, evaluate, files, finetune, fit, gpu, lookahead, tokenizer, train
 
 TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
 HPARAMS = {"n_vocab": 320, "n_ctx": 32, "n_embd": 16, "n_head": 2, "n_layer": 2}
-COMMANDS = {"gpt2": (gpt2.main, "prompt"), "pico": (gpt2_pico.main, "prompt"), "lookahead": (gpt2.main, "prompt"), "batch": (batch.main, "prompts"),
-            "gpu": (gpu.main, "prompt"), "evaluate": (evaluate.main, "text"), "attention": (attention.main, "prompt"),
-            "tokenizer": (tokenizer.main, "text"), "train": (train.main, "text"), "finetune": (finetune.main, "data"),
-            "classify train": (classify.train, "data"), "classify predict": (classify.predict, "text")}
-AS_TYPED = ["prompt", "prompts", "out", "text", "data", "model_size", "models_dir", "mesh", "dtype", "coordinator", "method", "text_column", "label_column"]
+COMMANDS = {
+    "gpt2": (gpt2.main, "prompt"),
+    "pico": (gpt2_pico.main, "prompt"),
+    "lookahead": (gpt2.main, "prompt"),
+    "batch": (batch.main, "prompts"),
+    "gpu": (gpu.main, "prompt"),
+    "evaluate": (evaluate.main, "text"),
+    "attention": (attention.main, "prompt"),
+    "tokenizer": (tokenizer.main, "text"),
+    "train": (train.main, "text"),
+    "finetune": (finetune.main, "data"),
+    "classify train": (classify.train, "data"),
+    "classify predict": (classify.predict, "text"),
+}
+AS_TYPED = [
+    "prompt",
+    "prompts",
+    "out",
+    "text",
+    "data",
+    "model_size",
+    "models_dir",
+    "mesh",
+    "dtype",
+    "coordinator",
+    "method",
+    "text_column",
+    "label_column",
+]
 
 
 def make_model(folder, seed=0, **changes):
@@ -51,8 +88,12 @@ def work(made, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(made, tmp_path / "work"))
     (folder / "text.txt").write_text(TEXT[:20000], "utf-8", newline="")
     (folder / "prompts.txt").write_text("ROMEO:\nO, my\n", "utf-8", newline="")
-    (folder / "tasks.jsonl").write_text("".join(json.dumps({"instruction": f"{i}?", "output": f"{i}."}) + "\n" for i in range(12)))
-    (folder / "table.csv").write_text("text,label\n" + "".join(f"{'ab'[i % 2] * (i + 1)},{'ab'[i % 2]}\n" for i in range(12)))
+    (folder / "tasks.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"{i}?", "output": f"{i}."}) + "\n" for i in range(12))
+    )
+    (folder / "table.csv").write_text(
+        "text,label\n" + "".join(f"{'ab'[i % 2] * (i + 1)},{'ab'[i % 2]}\n" for i in range(12))
+    )
     monkeypatch.chdir(folder)
     return folder
 
@@ -85,13 +126,25 @@ def run(name, *args, stdin=b""):
 def assert_refused(found, *parts):
     status, out, err = found
     line = err.splitlines()[-1] if err else ""
-    assert (status, out) == (1, "") and err.count("error:") == 1 and line.startswith("error: ") and "Traceback" not in err, found
+    assert (
+        (status, out) == (1, "") and err.count("error:") == 1 and line.startswith("error: ") and "Traceback" not in err
+    ), found
     assert all(part in line for part in parts), line
 
 
 LEARN = "--steps=4", "--eval_every=2", "--batch_size=2"
 RUNS = {  # a command that writes, and the words that it is called with
-    "train": ["text.txt", "new", "--models_dir=.", "--n_vocab=300", "--n_ctx=16", "--n_embd=8", "--n_head=2", "--n_layer=1", *LEARN],
+    "train": [
+        "text.txt",
+        "new",
+        "--models_dir=.",
+        "--n_vocab=300",
+        "--n_ctx=16",
+        "--n_embd=8",
+        "--n_head=2",
+        "--n_layer=1",
+        *LEARN,
+    ],
     "finetune": ["text.txt", "new", "--model_size=small", "--models_dir=models", "--method=head", *LEARN],
     "classify train": ["table.csv", "new", "--model_size=small", "--models_dir=models", "--k=0", *LEARN],
     "batch": ["prompts.txt", "new", "--n_tokens_to_generate=3", "--model_size=small", "--models_dir=models"],
@@ -103,6 +156,7 @@ LEARNING = ["train", "finetune", "classify train"]
 
 def kill_after(patch, module, name):
     """Lets a function of a module end the program, as a kill does, once it has done its work."""
+
     def killed(*args, **kwargs):
         function(*args, **kwargs)
         raise KeyboardInterrupt
@@ -141,7 +195,9 @@ def test_a_run_does_not_go_on_with_another_base(work, name, change):
             file.write("b,a\n")
     else:
         args = [*args, "--seed=7"]
-    assert_refused(run(name, *args), "new was begun with other settings or files", "seed 0, now 7" if change == "flag" else "now ")
+    assert_refused(
+        run(name, *args), "new was begun with other settings or files", "seed 0, now 7" if change == "flag" else "now "
+    )
     assert tree(work / "new") == state
 
 
@@ -153,7 +209,7 @@ def test_a_run_goes_on_whatever_its_base_is_called(work, name):
     assert status == 0
     expected = (work / "new" / utils.DATA).read_bytes()
     kills = [(sys.modules[COMMANDS[name][0].__module__], "fit"), (checkpoint, "save_model"), (fit, "write_state")]
-    for module, after in kills[:1 if name == "train" else 3]:
+    for module, after in kills[: 1 if name == "train" else 3]:
         shutil.rmtree(work / "new")
         run_killed(name, args, module, after)
         assert (work / "new" / files.STATE).exists()
@@ -168,8 +224,17 @@ def test_a_run_goes_on_whatever_its_base_is_called(work, name):
     assert run(name, *[arg.replace("_dir=models", "_dir=again") for arg in args])[:2] == (0, whole)
 
 
-@pytest.mark.parametrize("flags", [["--n_tokens_to_generate=4"], ["--temperature=1"], ["--temperature=1", "--top_k=3"], ["--seed=1"],
-                                   ["--model_size=other"], ["--temperature=1", "--top_p=0.5"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--n_tokens_to_generate=4"],
+        ["--temperature=1"],
+        ["--temperature=1", "--top_k=3"],
+        ["--seed=1"],
+        ["--model_size=other"],
+        ["--temperature=1", "--top_p=0.5"],
+    ],
+)
 @pytest.mark.parametrize("tail", [b"", b'{"prompt": "O'])
 def test_completions_of_other_settings_are_not_taken(work, flags, tail):
     assert run("batch", *RUNS["batch"])[:2] == (0, "new: 2 lines\n")
@@ -191,11 +256,17 @@ def test_failed_lines_are_tried_again_once_they_are_mended(work):
     (work / "prompts.txt").write_bytes(b"ROMEO:\nmended\nO, my\n" + b"word " * 99 + b"\nlast\n")
     assert run("batch", *RUNS["batch"])[:2] == (0, "new: 5 lines, 1 of those written now with an error\n")
     again = [json.loads(line) for line in open("new", encoding="utf-8")]
-    assert [again[0], again[2], again[3]] == [first[0], first[2], first[3]] and again[1]["prompt"] == "mended" and again[4]["prompt"] == "last"
+    assert (
+        [again[0], again[2], again[3]] == [first[0], first[2], first[3]]
+        and again[1]["prompt"] == "mended"
+        and again[4]["prompt"] == "last"
+    )
     for i in 1, 4:
         assert again[i]["completion"] + "\n" == run("gpt2", again[i]["prompt"], 3, "small", "models")[1]
     (work / "bad.txt").write_bytes(b"\xff\n\xfe\n")
-    assert_refused(run("batch", "bad.txt", "bad.out", *RUNS["batch"][2:]), "all lines of bad.txt failed", "line 1", "0xff")
+    assert_refused(
+        run("batch", "bad.txt", "bad.out", *RUNS["batch"][2:]), "all lines of bad.txt failed", "line 1", "0xff"
+    )
 
 
 def test_a_finished_adapter_is_not_overwritten(work):
@@ -211,7 +282,9 @@ def test_a_finished_adapter_is_not_overwritten(work):
 
 
 @pytest.mark.parametrize("name", sorted(RUNS))
-@pytest.mark.parametrize("there", ["a file", "a file without an end", "a folder", "an input", "a link", "nothing", "a device"])
+@pytest.mark.parametrize(
+    "there", ["a file", "a file without an end", "a folder", "an input", "a link", "nothing", "a device"]
+)
 def test_an_output_is_written_only_over_what_the_command_made(work, name, there):
     out = {"nothing": "none/new/x", "an input": RUNS[name][0], "a device": "/dev/null"}.get(there, "new")
     args = [out if arg == "new" else f"--out={out}" if arg == "--out=new" else arg for arg in RUNS[name]]
@@ -268,16 +341,32 @@ def test_the_names_of_openais_models_are_not_given_away(work, name, size):
     assert not (work / size).exists()
 
 
-@pytest.mark.parametrize("name, args, part", [
-    ("train", ["--n_vocab=9999"], "n_vocab=9999"), ("train", ["--n_ctx=4000"], "n_ctx=4000"), ("train", ["--n_embd=9"], "n_embd=9"),
-    ("finetune", ["--model_size=none"], "unknown model_size"), ("finetune", ["--rank=0"], "rank=0"), ("finetune", ["--data=none.txt"], "No such file"),
-    ("classify train", ["--label_column=x"], "no column 'x'"), ("classify train", ["--k=3"], "k=3"), ("classify train", ["--data=text.txt"], "text.txt"),
-    ("batch", ["--temperature=-1"], "temperature"), ("batch", ["--prompts=none"], "No such file"), ("batch", ["--models_dir=none"], "unknown"),
-    ("attention", ["--prompt=" + "word " * 99], "context is 32"), ("tokenizer", ["--n_vocab=99999"], "n_vocab=99999")])
+@pytest.mark.parametrize(
+    "name, args, part",
+    [
+        ("train", ["--n_vocab=9999"], "n_vocab=9999"),
+        ("train", ["--n_ctx=4000"], "n_ctx=4000"),
+        ("train", ["--n_embd=9"], "n_embd=9"),
+        ("finetune", ["--model_size=none"], "unknown model_size"),
+        ("finetune", ["--rank=0"], "rank=0"),
+        ("finetune", ["--data=none.txt"], "No such file"),
+        ("classify train", ["--label_column=x"], "no column 'x'"),
+        ("classify train", ["--k=3"], "k=3"),
+        ("classify train", ["--data=text.txt"], "text.txt"),
+        ("batch", ["--temperature=-1"], "temperature"),
+        ("batch", ["--prompts=none"], "No such file"),
+        ("batch", ["--models_dir=none"], "unknown"),
+        ("attention", ["--prompt=" + "word " * 99], "context is 32"),
+        ("tokenizer", ["--n_vocab=99999"], "n_vocab=99999"),
+    ],
+)
 def test_an_error_leaves_all_as_it_was(work, name, args, part):
     flag = args[0].partition("=")[0][2:]
     words = RUNS[name][1:] if flag == COMMANDS[name][1] else RUNS[name]
-    words = [f"--out={words[0]}" if flag == COMMANDS[name][1] and not words[0].startswith("--") else words[0], *words[1:]]
+    words = [
+        f"--out={words[0]}" if flag == COMMANDS[name][1] and not words[0].startswith("--") else words[0],
+        *words[1:],
+    ]
     before = tree(work)
     assert_refused(run(name, *words, *args), part)
     assert tree(work) == before
@@ -328,8 +417,15 @@ def test_crlf_does_not_hide_the_documents(work):
 BOM = "\ufeff"
 
 
-@pytest.mark.parametrize("form", [lambda text: text, lambda text: BOM + text, lambda text: text.replace("\n", "\r\n"),
-                                  lambda text: BOM + text.replace("\n", "\r\n")])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: text,
+        lambda text: BOM + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: BOM + text.replace("\n", "\r\n"),
+    ],
+)
 def test_line_ends_and_byte_order_marks_are_no_part_of_a_line(work, form):
     for name in "prompts.txt", "tasks.jsonl", "table.csv":
         (work / name).write_text(form((work / name).read_text()), "utf-8", newline="")
@@ -337,12 +433,19 @@ def test_line_ends_and_byte_order_marks_are_no_part_of_a_line(work, form):
     alone = [run("gpt2", prompt, 5, *model)[1] for prompt in ("ROMEO:", "O, my")]
     for name in "gpt2", "pico", "lookahead", "gpu":  # of one line
         assert run(name, "-", 5, *model, stdin=form("ROMEO:\n").encode())[1] == alone[0], name
-    assert json.loads("[" + run("gpu", "-", 5, *model, "--lines", stdin=prompts)[1].replace("\n", ",")[:-1] + "]") == [one[:-1] for one in alone]
+    assert json.loads("[" + run("gpu", "-", 5, *model, "--lines", stdin=prompts)[1].replace("\n", ",")[:-1] + "]") == [
+        one[:-1] for one in alone
+    ]
     assert run("batch", "prompts.txt", "new", 5, *model)[0] == 0
-    assert [json.loads(line) for line in open("new")] == [{"prompt": prompt, "completion": one[:-1]} for prompt, one in zip(("ROMEO:", "O, my"), alone)]
+    assert [json.loads(line) for line in open("new")] == [
+        {"prompt": prompt, "completion": one[:-1]} for prompt, one in zip(("ROMEO:", "O, my"), alone)
+    ]
     encoder = utils.load_encoder_hparams_and_params("small", "models")[0]
     plain = [{"instruction": f"{i}?", "output": f"{i}."} for i in range(12)]
-    assert finetune.read("tasks.jsonl", encoder, 32)[0][0].tolist()[0][:4] == encoder.encode(finetune.prompt_of(**{"instruction": plain[0]["instruction"]}))[:4]
+    assert (
+        finetune.read("tasks.jsonl", encoder, 32)[0][0].tolist()[0][:4]
+        == encoder.encode(finetune.prompt_of(**{"instruction": plain[0]["instruction"]}))[:4]
+    )
     header, rows, texts, labels = classify.read("table.csv", "text", "label")
     assert header == ["text", "label"] and texts[:2] == ["a", "bb"] and labels[:2] == ["a", "b"] and len(rows) == 12
 
@@ -396,10 +499,20 @@ def test_a_text_without_white_space_is_read_once():
 # --- D: exceptions that nobody catches ---
 
 
-@pytest.mark.parametrize("table, part", [
-    ("text,label\n" + '"' + "word " * 40000 + '",a\nb,a\nc,b\nd,b\n', None), ('text,label\n"a,x\nb,y\n', "a quote is not closed"),
-    ('text,label\n"a"b,x\n', "a quote is not closed"), ("", "is empty"), ("\n\n", "no column 'text'"), ("label\na\n", "no column 'text'"),
-    ("text,label\na\n", "line 2: it has no label"), ("text,label\na, \n", "line 2: it has no label"), ("text,label\n", "0 class")])
+@pytest.mark.parametrize(
+    "table, part",
+    [
+        ("text,label\n" + '"' + "word " * 40000 + '",a\nb,a\nc,b\nd,b\n', None),
+        ('text,label\n"a,x\nb,y\n', "a quote is not closed"),
+        ('text,label\n"a"b,x\n', "a quote is not closed"),
+        ("", "is empty"),
+        ("\n\n", "no column 'text'"),
+        ("label\na\n", "no column 'text'"),
+        ("text,label\na\n", "line 2: it has no label"),
+        ("text,label\na, \n", "line 2: it has no label"),
+        ("text,label\n", "0 class"),
+    ],
+)
 def test_tables_of_any_kind(work, table, part):
     (work / "table.csv").write_text(table)
     found = run("classify train", *RUNS["classify train"])
@@ -453,7 +566,9 @@ def test_a_vocabulary_without_an_end_of_text(work):
     encoder = utils.load_encoder_hparams_and_params("small", "models")[0]
     (work / "x.txt").write_text("To be, or not to be")
     n = len(encoder.encode("To be, or not to be"))
-    assert run("evaluate", "x.txt", *model)[1].startswith(f"{n - 1} tokens, 6 words, {19 - len(encoder.decode(encoder.encode('To be, or')[:1]))} bytes")
+    assert run("evaluate", "x.txt", *model)[1].startswith(
+        f"{n - 1} tokens, 6 words, {19 - len(encoder.decode(encoder.encode('To be, or')[:1]))} bytes"
+    )
 
 
 def test_a_vocabulary_that_lacks_a_byte(work):
@@ -473,10 +588,22 @@ def test_a_vocabulary_that_lacks_a_byte(work):
     assert "no token for the bytes c3" in json.loads(open("new", encoding="utf-8").readline())["error"]
 
 
-@pytest.mark.parametrize("vocabulary, merges, part", [
-    ([], None, "JSON object"), ({}, None, "JSON object"), ({"a": "b"}, None, "JSON object"), ({"a": 1}, None, "the id 0 has no token"),
-    ({"a": 0, "b": 0}, None, "the id 1 has no token"), ({"a": True}, None, "JSON object"), (None, "", "cut short"), (None, "#version: 0.2\n", "cut short"),
-    (None, "#version: 0.2\na b\n", "cut short"), (None, "#version: 0.2\na\n", "which is not two tokens"), ({"中": 0}, None, "256 bytes")])
+@pytest.mark.parametrize(
+    "vocabulary, merges, part",
+    [
+        ([], None, "JSON object"),
+        ({}, None, "JSON object"),
+        ({"a": "b"}, None, "JSON object"),
+        ({"a": 1}, None, "the id 0 has no token"),
+        ({"a": 0, "b": 0}, None, "the id 1 has no token"),
+        ({"a": True}, None, "JSON object"),
+        (None, "", "cut short"),
+        (None, "#version: 0.2\n", "cut short"),
+        (None, "#version: 0.2\na b\n", "cut short"),
+        (None, "#version: 0.2\na\n", "which is not two tokens"),
+        ({"中": 0}, None, "256 bytes"),
+    ],
+)
 def test_a_vocabulary_that_is_none(work, vocabulary, merges, part):
     folder = work / "models" / "small"
     if vocabulary is not None:
@@ -511,9 +638,24 @@ def test_seeds_up_to_the_greatest(work, name):
 
 def test_a_text_that_is_too_short_to_learn_from(work):
     """All but its end is one token many times over, so that the part to learn from has the fewer tokens."""
-    (work / "text.txt").write_text("a" * 2 ** 10 + TEXT[:114], "utf-8")
-    assert_refused(run("train", "text.txt", "new", "--models_dir=.", "--n_vocab=262", "--n_ctx=60", "--n_embd=8", "--n_head=2", "--n_layer=1",
-                       "--steps=1", "--learning_rate=1"), "needs 61 tokens", "has ")
+    (work / "text.txt").write_text("a" * 2**10 + TEXT[:114], "utf-8")
+    assert_refused(
+        run(
+            "train",
+            "text.txt",
+            "new",
+            "--models_dir=.",
+            "--n_vocab=262",
+            "--n_ctx=60",
+            "--n_embd=8",
+            "--n_head=2",
+            "--n_layer=1",
+            "--steps=1",
+            "--learning_rate=1",
+        ),
+        "needs 61 tokens",
+        "has ",
+    )
     encoder = train.Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
     with pytest.raises(ValueError, match="n_ctx=9 needs 10 tokens, and the text without its last tenth has 9"):
         train.row_maker(encoder, "abcabcabc", 9, 1, 0.1)
@@ -524,33 +666,57 @@ def test_temperatures_from_the_least_to_the_greatest(work, temperature):
     model = "--model_size=small", "--models_dir=models"
     for name in "gpt2", "lookahead":
         status, out, err = run(name, "O, my", 9, *model, f"--temperature={temperature}", "--seed=1")
-        assert (status, err.replace("\n", "")) == (0, "") and (out == run("gpt2", "O, my", 9, *model)[1]) == (float(temperature) < 1)
-    done = command("-W", "error", "gpt2.py", "O, my", "9", "small", str(work / "models"), temperature, program=None, cwd=ROOT)
+        assert (status, err.replace("\n", "")) == (0, "") and (out == run("gpt2", "O, my", 9, *model)[1]) == (
+            float(temperature) < 1
+        )
+    done = command(
+        "-W", "error", "gpt2.py", "O, my", "9", "small", str(work / "models"), temperature, program=None, cwd=ROOT
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     logits = np.float32([1, 3e38, -3e38, 2.9e38])
     with np.errstate(all="raise", under="ignore"):
         assert gpt2.sample(logits, 1e-320, None, None, np.random.default_rng(0)) == 1
 
 
-@pytest.mark.parametrize("mesh", ["²x1", "1x²", "x", "0x1", "1x0", "1x9999999999", "1" * 5000 + "x1", "1x1x1", "-1x-1", "1x2", "True", "1.0x1"])
+@pytest.mark.parametrize(
+    "mesh",
+    ["²x1", "1x²", "x", "0x1", "1x0", "1x9999999999", "1" * 5000 + "x1", "1x1x1", "-1x-1", "1x2", "True", "1.0x1"],
+)
 def test_meshes_of_any_kind(work, mesh):
     assert_refused(run("gpu", "O, my", 2, "small", "models", f"--mesh={mesh}"), "mesh=")
 
 
-@pytest.mark.parametrize("flags", [["--coordinator=bad"], ["--coordinator=localhost:1x"], ["--coordinator=localhost:0"], ["--coordinator=localhost:70000"],
-                                   ["--coordinator=:1"], ["--n_processes=x"], ["--n_processes=0"], ["--process_id=1"], ["--process_id=-1"], ["--lines=3"],
-                                   ["--coordinator=no.such.host.invalid:5000"], ["--dtype=float64"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--coordinator=bad"],
+        ["--coordinator=localhost:1x"],
+        ["--coordinator=localhost:0"],
+        ["--coordinator=localhost:70000"],
+        ["--coordinator=:1"],
+        ["--n_processes=x"],
+        ["--n_processes=0"],
+        ["--process_id=1"],
+        ["--process_id=-1"],
+        ["--lines=3"],
+        ["--coordinator=no.such.host.invalid:5000"],
+        ["--dtype=float64"],
+    ],
+)
 def test_processes_that_cannot_meet(work, flags):
     assert_refused(run("gpu", "O, my", 2, "small", "models", *flags), flags[-1].partition("=")[0][2:])
 
 
 def test_processes_that_are_not_there():
     import socket
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match="no connection with the other processes"):
             gpu.meet(f"127.0.0.1:{port}", 2, 0, patience=1)  # the port is taken
-    with pytest.raises(OSError, match="no connection with process 0 at .*: Connection refused; begin all 2 within 1 seconds"):
+    with pytest.raises(
+        OSError, match="no connection with process 0 at .*: Connection refused; begin all 2 within 1 seconds"
+    ):
         gpu.meet(f"127.0.0.1:{port}", 2, 1, patience=1)
     with pytest.raises(OSError, match="no connection with the other processes at .*timed out"):
         gpu.meet(f"127.0.0.1:{port}", 2, 0, patience=1)
@@ -572,10 +738,28 @@ _, limit, name, *sys.argv[1:] = sys.argv
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), -1))
 runpy.run_module(name, run_name="__main__")
 """
-    for name, limit in ("finetune", 2000), ("batch", 100), ("attention", 3000), ("tokenizer", 1000), ("finetune", 30000):
-        done = command("-c", code, str(limit), f"beyond.{name}", *RUNS[name], program=None, cwd=work, env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
+    for name, limit in (
+        ("finetune", 2000),
+        ("batch", 100),
+        ("attention", 3000),
+        ("tokenizer", 1000),
+        ("finetune", 30000),
+    ):
+        done = command(
+            "-c",
+            code,
+            str(limit),
+            f"beyond.{name}",
+            *RUNS[name],
+            program=None,
+            cwd=work,
+            env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        )
         assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr.decode()
-        assert done.stderr.decode().splitlines()[-1].startswith("error: cannot write") or b"File too large" in done.stderr.splitlines()[-1], done.stderr
+        assert (
+            done.stderr.decode().splitlines()[-1].startswith("error: cannot write")
+            or b"File too large" in done.stderr.splitlines()[-1]
+        ), done.stderr
         assert not [path for path in work.rglob("*") if "part" in path.name]
         shutil.rmtree("new", ignore_errors=True)
         Path("new").unlink(missing_ok=True)
@@ -586,17 +770,54 @@ def test_weights_that_are_no_numbers(work):
     params["ln_f"]["b"][0] = np.nan
     checkpoint.save_model(params, HPARAMS, str(work / "models" / "small"))
     model = "--model_size=small", "--models_dir=models"
-    for name, args in ("gpt2", ["a", 3]), ("lookahead", ["a", 3]), ("gpt2", ["a", 3, "--temperature=1"]), ("batch", ["prompts.txt", "new", 3]), ("evaluate", ["text.txt"]):
+    for name, args in (
+        ("gpt2", ["a", 3]),
+        ("lookahead", ["a", 3]),
+        ("gpt2", ["a", 3, "--temperature=1"]),
+        ("batch", ["prompts.txt", "new", 3]),
+        ("evaluate", ["text.txt"]),
+    ):
         assert_refused(run(name, *args, *model), "not", "number", "damaged")
 
 
-NASTY = ["", "-", "0", "-1", "1", "1.5", "1e3", "1e-320", "nan", "inf", "-inf", "None", "True", "[1]", "{}", "²", "9" * 25, "9" * 5000, "1e999", "x", "a/b",
-         "..", "/", "\udcff", "é", "%s", "{0}", "$", "a" * 300, "*"]
+NASTY = [
+    "",
+    "-",
+    "0",
+    "-1",
+    "1",
+    "1.5",
+    "1e3",
+    "1e-320",
+    "nan",
+    "inf",
+    "-inf",
+    "None",
+    "True",
+    "[1]",
+    "{}",
+    "²",
+    "9" * 25,
+    "9" * 5000,
+    "1e999",
+    "x",
+    "a/b",
+    "..",
+    "/",
+    "\udcff",
+    "é",
+    "%s",
+    "{0}",
+    "$",
+    "a" * 300,
+    "*",
+]
 LIGHT = ["gpt2", "pico", "lookahead", "batch", "gpu", "evaluate", "attention", "tokenizer", "classify predict"]
 
 
 def all_flags(name):
     import inspect
+
     return [one for one in inspect.signature(COMMANDS[name][0]).parameters]
 
 
@@ -604,9 +825,14 @@ def all_flags(name):
 def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
     """The words of a command that works, with one of its flags set to each of many values."""
     model = {"model_size": "small", "models_dir": "models"}
-    good = {"gpt2": {"prompt": "O, my", **model}, "batch": {"prompts": "prompts.txt", "out": "new", **model}, "evaluate": {"text": "text.txt", **model},
-            "attention": {"prompt": "O, my", "out": "new", **model}, "tokenizer": {"text": "text.txt", "out": "new", "n_vocab": 300},
-            "classify predict": {"text": "a", "model_size": "new", "models_dir": "."}}
+    good = {
+        "gpt2": {"prompt": "O, my", **model},
+        "batch": {"prompts": "prompts.txt", "out": "new", **model},
+        "evaluate": {"text": "text.txt", **model},
+        "attention": {"prompt": "O, my", "out": "new", **model},
+        "tokenizer": {"text": "text.txt", "out": "new", "n_vocab": 300},
+        "classify predict": {"text": "a", "model_size": "new", "models_dir": "."},
+    }
     words = good.get(name, good["gpt2"])
     if "n_tokens_to_generate" in all_flags(name):
         words["n_tokens_to_generate"] = 2
@@ -617,7 +843,9 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
     for flag, value in itertools.product(all_flags(name), NASTY):
         if flag == "coordinator" and value == "None":
             continue
-        status, out, err = found = run(name, *[f"--{one}={text}" for one, text in {**words, flag: value}.items()], stdin=b"O, my")
+        status, out, err = found = run(
+            name, *[f"--{one}={text}" for one, text in {**words, flag: value}.items()], stdin=b"O, my"
+        )
         said = (flag, value, found)
         assert status in (0, 1) and "Traceback" not in err and "Warning" not in err, said
         if status:
@@ -630,13 +858,16 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
 @pytest.mark.parametrize("name", LEARNING)
 def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     """Up to the first step: the steps themselves take seconds, and are tried elsewhere."""
+
     def begin(*args):
         raise ValueError("it began")
 
     module = sys.modules[COMMANDS[name][0].__module__]
     monkeypatch.setattr(module, "fit", begin)
     monkeypatch.setattr(module, "mean_loss" if name != "train" else "held_out_loss", lambda *args: 1.0)
-    monkeypatch.setattr(module if name == "train" else checkpoint, "row_maker" if name == "train" else "save_folder", lambda *args: None)
+    monkeypatch.setattr(
+        module if name == "train" else checkpoint, "row_maker" if name == "train" else "save_folder", lambda *args: None
+    )
     words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
     for flag, value in itertools.product(all_flags(name), NASTY):
         if flag.startswith("n_") and value == "9" * 25:
@@ -662,9 +893,18 @@ def test_an_id_without_a_token_is_never_chosen(work):
     _, padded, cut = utils.load_encoder_hparams_and_params("padded", "models")
     assert padded == hparams and (cut["wte"] == params["wte"]).all()
     (work / "words.jsonl").write_text('{"text": "a rose is a rose"}\n')
-    for name, args in (("gpt2", ["O, my", 9]), ("gpt2", ["O, my", 9, "--temperature=2", "--seed=1"]), ("pico", ["O, my", 9]), ("lookahead", ["O, my", 9]),
-                       ("gpu", ["O, my", 9]), ("batch", ["prompts.txt", "new", 3]), ("evaluate", ["text.txt"]), ("evaluate", ["words.jsonl"]),
-                       ("attention", ["O, my", "--out=new.html"]), ("finetune", ["text.txt", "tuned", "--method=head", *LEARN])):
+    for name, args in (
+        ("gpt2", ["O, my", 9]),
+        ("gpt2", ["O, my", 9, "--temperature=2", "--seed=1"]),
+        ("pico", ["O, my", 9]),
+        ("lookahead", ["O, my", 9]),
+        ("gpu", ["O, my", 9]),
+        ("batch", ["prompts.txt", "new", 3]),
+        ("evaluate", ["text.txt"]),
+        ("evaluate", ["words.jsonl"]),
+        ("attention", ["O, my", "--out=new.html"]),
+        ("finetune", ["text.txt", "tuned", "--method=head", *LEARN]),
+    ):
         said = []
         for model in "small", "padded":
             found = run(name, *args, f"--model_size={model}", "--models_dir=models")
@@ -682,12 +922,17 @@ def test_folders_of_any_name(work, folder):
     os.rename("models", f"./{folder}")
     where = f"--models_dir=./{folder}"
     for name in LEARNING:
-        args = [where if arg.startswith("--models_dir") else f"./{folder}/new" if arg == "new" and name != "train" else arg for arg in RUNS[name]]
+        args = [
+            where if arg.startswith("--models_dir") else f"./{folder}/new" if arg == "new" and name != "train" else arg
+            for arg in RUNS[name]
+        ]
         assert run(name, *args, "--steps=1")[0] == 0, name
         assert run("gpt2", "O, my", 2, "new", where)[0] == 0
         shutil.rmtree(f"./{folder}/new")
     for name in "batch", "attention":
-        args = [where if arg.startswith("--models_dir") else arg.replace("new", f"./{folder}/new") for arg in RUNS[name]]
+        args = [
+            where if arg.startswith("--models_dir") else arg.replace("new", f"./{folder}/new") for arg in RUNS[name]
+        ]
         assert run(name, *args)[0] == 0, name
         os.remove(f"./{folder}/new")
 
@@ -695,13 +940,22 @@ def test_folders_of_any_name(work, folder):
 # --- the command line itself ---
 
 
-@pytest.mark.parametrize("name, args, parts", [
-    ("gpt2", ["hi", "--temprature=1"], ["no flag --temprature", "did you mean --temperature?"]), ("gpt2", ["hi", "--n_tokens", "5"], ["did you mean --n_tokens_to_generate?"]),
-    ("gpt2", ["hi", "--model", "x"], ["did you mean --model_size or --models_dir?"]), ("gpt2", ["hi", "-t", "1"], ["-t", "--temperature or --top_k or --top_p"]),
-    ("gpt2", ["hi", "--xyz=1"], ["no flag --xyz=1: see --help"]), ("gpt2", ["hi", "--model_size"], ["--model_size needs a value"]),
-    ("batch", ["prompts.txt", "--out"], ["--out needs a value"]), ("attention", ["hi", "--out", "--model_size=small"], ["--out needs a value"]),
-    ("batch", ["prompts.txt"], ["out is missing", "--help"]), ("attention", ["hello", "world"], ["one argument too many, world", "quotes"]),
-    ("gpt2", ["hi", "--model_size=models/small"], ["the name of a model alone", "--model_size=small"])])
+@pytest.mark.parametrize(
+    "name, args, parts",
+    [
+        ("gpt2", ["hi", "--temprature=1"], ["no flag --temprature", "did you mean --temperature?"]),
+        ("gpt2", ["hi", "--n_tokens", "5"], ["did you mean --n_tokens_to_generate?"]),
+        ("gpt2", ["hi", "--model", "x"], ["did you mean --model_size or --models_dir?"]),
+        ("gpt2", ["hi", "-t", "1"], ["-t", "--temperature or --top_k or --top_p"]),
+        ("gpt2", ["hi", "--xyz=1"], ["no flag --xyz=1: see --help"]),
+        ("gpt2", ["hi", "--model_size"], ["--model_size needs a value"]),
+        ("batch", ["prompts.txt", "--out"], ["--out needs a value"]),
+        ("attention", ["hi", "--out", "--model_size=small"], ["--out needs a value"]),
+        ("batch", ["prompts.txt"], ["out is missing", "--help"]),
+        ("attention", ["hello", "world"], ["one argument too many, world", "quotes"]),
+        ("gpt2", ["hi", "--model_size=models/small"], ["the name of a model alone", "--model_size=small"]),
+    ],
+)
 def test_what_was_probably_meant(work, name, args, parts):
     assert_refused(run(name, *args), *parts)
     assert not (work / "True").exists()
@@ -711,8 +965,22 @@ def test_closed_and_odd_streams(work):
     import subprocess
 
     def sh(redirection, *args):
-        return subprocess.run(["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, str(ROOT / "gpt2.py"), *args, "--model_size=small",
-                               f"--models_dir={work}/models"], capture_output=True, input=b"", cwd=work)
+        return subprocess.run(
+            [
+                "sh",
+                "-c",
+                f'exec "$@" {redirection}',
+                "sh",
+                sys.executable,
+                str(ROOT / "gpt2.py"),
+                *args,
+                "--model_size=small",
+                f"--models_dir={work}/models",
+            ],
+            capture_output=True,
+            input=b"",
+            cwd=work,
+        )
 
     good = sh("", "O, my", "3")
     assert good.returncode == 0 and good.stdout
@@ -730,7 +998,9 @@ def test_what_is_not_installed_is_named(tmp_path, module):
     assert_error(done, "jax", "pip install -r beyond/requirements.txt")
 
 
-@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "beyond").glob("*.py") if "__main__" in path.read_text("utf-8")))
+@pytest.mark.parametrize(
+    "module", sorted(path.stem for path in (ROOT / "beyond").glob("*.py") if "__main__" in path.read_text("utf-8"))
+)
 def test_a_chapter_run_by_its_path_says_how(module):
     assert_error(command(f"beyond/{module}.py", program=None, cwd=ROOT), f"python -m beyond.{module}")
 
@@ -742,7 +1012,10 @@ def test_an_older_python_is_told(monkeypatch):
 
 def test_prompts_of_several_lines(work):
     (work / "prompts.jsonl").write_text('{"prompt": "O,\\nmy"}\n{"prompt": "\\ud83d é"}\n[1]\n', "utf-8")
-    assert run("batch", "prompts.jsonl", *RUNS["batch"][1:])[:2] == (0, "new: 3 lines, 1 of those written now with an error\n")
+    assert run("batch", "prompts.jsonl", *RUNS["batch"][1:])[:2] == (
+        0,
+        "new: 3 lines, 1 of those written now with an error\n",
+    )
     first, second, third = (json.loads(line) for line in (work / "new").read_bytes().splitlines())
     assert first["completion"] + "\n" == run("gpt2", "O,\nmy", 3, "small", "models")[1]
     assert second["prompt"] == "\ud83d é" and " é" in (work / "new").read_text("utf-8")
@@ -751,7 +1024,12 @@ def test_prompts_of_several_lines(work):
 
 def test_prompt_txt_has_the_form_of_its_tasks(work):
     for tasks, form in (False, finetune.prompt_of("{instruction}")), (True, finetune.PROMPT):
-        (work / "tasks.jsonl").write_text("".join(json.dumps({"instruction": f"{i}?", "output": "a", **({"input": "b"} if tasks else {})}) + "\n" for i in range(12)))
+        (work / "tasks.jsonl").write_text(
+            "".join(
+                json.dumps({"instruction": f"{i}?", "output": "a", **({"input": "b"} if tasks else {})}) + "\n"
+                for i in range(12)
+            )
+        )
         assert run("finetune", "tasks.jsonl", *RUNS["finetune"][1:])[0] == 0
         assert (work / "new" / "prompt.txt").read_text() == form + "\n"
         shutil.rmtree("new")
@@ -776,6 +1054,7 @@ def test_every_command_explains_itself(work, name):
 def test_threads_do_not_disturb_each_other():
     """gpt2.generate elsewhere while a chapter traces its own variant of the model."""
     import threading
+
     params, failed, ended = checkpoint.initial_params(**HPARAMS), [], threading.Event()
 
     def generate():
@@ -790,7 +1069,9 @@ def test_threads_do_not_disturb_each_other():
     thread.start()
     for n in range(5, 7):
         train.token_losses(params, np.arange(n), 2)
-        classify.loss_of(2)({"ln_f": params["ln_f"], "cls_head": np.zeros((16, 2))}, (np.arange(n), 2, 1, 1.0), None, params)
+        classify.loss_of(2)(
+            {"ln_f": params["ln_f"], "cls_head": np.zeros((16, 2))}, (np.arange(n), 2, 1, 1.0), None, params
+        )
     ended.set()
     thread.join()
     assert not failed and gpt2.np is np
@@ -799,7 +1080,9 @@ def test_threads_do_not_disturb_each_other():
 def test_an_encoder_in_many_threads(encoder):
     """The merges are learned of once, whoever asks first."""
     import threading
+
     from encoder import Encoder
+
     for _ in range(3):
         fresh, found = Encoder(encoder.encoder, iter(encoder._merges)), []
         threads = [threading.Thread(target=lambda: found.append(len(fresh.bpe_ranks))) for _ in range(4)]
@@ -807,4 +1090,5 @@ def test_an_encoder_in_many_threads(encoder):
         [thread.join() for thread in threads]
         assert found == [50000] * 4
     import pickle
+
     assert pickle.loads(pickle.dumps(fresh)).encode("To be, or not to be") == encoder.encode("To be, or not to be")

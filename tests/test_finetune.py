@@ -6,18 +6,18 @@ import subprocess
 import sys
 import textwrap
 
+from conftest import ROOT, assert_error, command, flat, nested
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, assert_error, command, flat, nested
 from test_train import pico_losses
 
-import gpt2
-import utils
 from beyond import finetune
 from encoder import get_encoder
+import gpt2
+import utils
 
 HPARAMS = golden.CONFIGS["wide"]
 METHODS = list(finetune.RATES)
@@ -42,22 +42,51 @@ def test_nothing_changes_before_the_first_step_and_then_what_the_method_says(par
     expected = pico_losses(params, np.array(ids), n_head)[::3].mean()
     assert float(loss(trained, row, None, params)) == pytest.approx(expected, rel=1e-5)
     after = finetune.combine(params, moved(params, trained), method)
-    changed = {path for (path, a), (_, b) in zip(flat(params), flat({**after, "blocks": [
-        {name: part for name, part in block.items() if name != "adapter"} for block in after["blocks"]]})) if (a != b).any()}
+    changed = {
+        path
+        for (path, a), (_, b) in zip(
+            flat(params),
+            flat(
+                {
+                    **after,
+                    "blocks": [
+                        {name: part for name, part in block.items() if name != "adapter"} for block in after["blocks"]
+                    ],
+                }
+            ),
+        )
+        if (a != b).any()
+    }
     everything = {path for path, _ in flat(params)}
-    assert changed == {"full": everything, "adapter": set(), "head": {"/ln_f/b", "/ln_f/g"},
-                       "last_k": {path for path in everything if path.startswith(("/blocks/1/", "/ln_f"))},
-                       "lora": {path for path in everything if path.endswith("c_attn/w")}}[method]
+    assert (
+        changed
+        == {
+            "full": everything,
+            "adapter": set(),
+            "head": {"/ln_f/b", "/ln_f/g"},
+            "last_k": {path for path in everything if path.startswith(("/blocks/1/", "/ln_f"))},
+            "lora": {path for path in everything if path.endswith("c_attn/w")},
+        }[method]
+    )
     if method != "adapter":
         expected = pico_losses(after, np.array(ids), n_head)[::3].mean()
         assert float(loss(moved(params, trained), row, None, params)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_adapter_is_a_network_behind_each_half_of_the_block(params):
-    trained, n_head, x = moved(params, finetune.begin(params, "adapter", 1, 3, 0)), HPARAMS["n_head"], np.ones((5, 66), np.float32)
+    trained, n_head, x = (
+        moved(params, finetune.begin(params, "adapter", 1, 3, 0)),
+        HPARAMS["n_head"],
+        np.ones((5, 66), np.float32),
+    )
     block = finetune.combine(params, trained, "adapter")["blocks"][1]
     expected = x
-    for i, (layer, norm) in enumerate([(lambda y: gpt2.mha(y, **block["attn"], n_head=n_head), "ln_1"), (lambda y: gpt2.ffn(y, **block["mlp"]), "ln_2")]):
+    for i, (layer, norm) in enumerate(
+        [
+            (lambda y: gpt2.mha(y, **block["attn"], n_head=n_head), "ln_1"),
+            (lambda y: gpt2.ffn(y, **block["mlp"]), "ln_2"),
+        ]
+    ):
         y = layer(gpt2.layer_norm(expected, **block[norm]))
         inner = gpt2.gelu(y @ trained["down"][1, i] + trained["down_b"][1, i])
         expected = expected + y + inner @ trained["up"][1, i] + trained["up_b"][1, i]
@@ -68,20 +97,37 @@ def test_an_adapter_is_a_network_behind_each_half_of_the_block(params):
 def test_gradients_are_finite_differences(params, method):
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():  # moved in JAX 0.8
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
-        trained = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), moved(params, finetune.begin(params, method, 1, 3, 0)))
+        trained = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64), moved(params, finetune.begin(params, method, 1, 3, 0))
+        )
         row, rng = (jnp.array(golden.inputs(HPARAMS)[:12]), jnp.arange(11) % 2), np.random.default_rng(0)
         loss = jax.jit(lambda trained: finetune.loss_of(method, HPARAMS["n_head"])(trained, row, None, params))
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(trained)), *jax.tree.flatten(trained)
         for i, leaf in enumerate(leaves):
             way = rng.standard_normal(leaf.shape)
-            both = [loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1:]])) for h in (1e-5, -1e-5)]
+            both = [
+                loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1 :]]))
+                for h in (1e-5, -1e-5)
+            ]
             np.testing.assert_allclose((both[0] - both[1]) / 2e-5, (gradients[i] * way).sum(), rtol=1e-5, atol=1e-9)
 
 
 def run(data, out, *flags, **kwargs):
     env = {"JAX_PLATFORMS": "cpu"}
-    return command("-m", "beyond.finetune", str(data), f"--out={out}", "--model_size=shakespeare", "--batch_size=4", *flags,
-                   program=None, cwd=ROOT, env=env, timeout=300, **kwargs)
+    return command(
+        "-m",
+        "beyond.finetune",
+        str(data),
+        f"--out={out}",
+        "--model_size=shakespeare",
+        "--batch_size=4",
+        *flags,
+        program=None,
+        cwd=ROOT,
+        env=env,
+        timeout=300,
+        **kwargs,
+    )
 
 
 SAID = r"([\d,]+) of 2,915,328 parameters trained \(([\d.]+)%\); held-out loss ([\d.]+) before, ([\d.]+) after (\d+) steps; (.*)\n"
@@ -94,7 +140,9 @@ def code(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("method, n, name", [("lora", 36864, "lora.npz"), ("adapter", 39264, "adapter.npz"), ("last_k", 445248, None)])
+@pytest.mark.parametrize(
+    "method, n, name", [("lora", 36864, "lora.npz"), ("adapter", 39264, "adapter.npz"), ("last_k", 445248, None)]
+)
 def test_it_learns_and_the_rest_stays(code, tmp_path, method, n, name):
     done = run(code, tmp_path / "coder", f"--method={method}", "--k=1", "--steps=20", "--eval_every=10")
     said = re.search(SAID, done.stdout.decode())
@@ -104,8 +152,8 @@ def test_it_learns_and_the_rest_stays(code, tmp_path, method, n, name):
     assert after < before - 1 and said[5] == "20" and (name or utils.DATA) in said[6]
     encoder, hparams, base = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     content = code.read_text("utf-8")
-    ids = np.array(encoder.encode(content[len(content) * 9 // 10:]))
-    windows = [ids[i:i + 257] for i in range(0, len(ids) - 256, 256)]
+    ids = np.array(encoder.encode(content[len(content) * 9 // 10 :]))
+    windows = [ids[i : i + 257] for i in range(0, len(ids) - 256, 256)]
     assert np.mean([pico_losses(base, window, 4) for window in windows]) == pytest.approx(before, abs=6e-5)
     assert not list((tmp_path / "coder").glob("train*"))
     if method == "adapter":
@@ -117,6 +165,7 @@ def test_it_learns_and_the_rest_stays(code, tmp_path, method, n, name):
     assert len(stay) == (len(flat(base)) - 6 if method == "lora" else len(flat(base)) - 14)
     assert command("def ", "3", "coder", str(tmp_path)).returncode == 0
     import tensorflow as tf
+
     reader = tf.train.load_checkpoint(str(tmp_path / "coder" / "model.ckpt"))
     assert (reader.get_tensor("model/h5/attn/c_attn/w")[0] == learned["blocks"][5]["attn"]["c_attn"]["w"]).all()
 
@@ -127,19 +176,24 @@ def test_what_the_docstring_shows(code, tmp_path, capsys):
     after = float(re.search(SAID, done.stdout.decode())[4])
     snippet = textwrap.dedent(re.search(r"    import gpt2, utils\n(    .*\n)+", finetune.__doc__)[0])
     names = {}
-    exec(snippet.replace("models/coder", str(tmp_path / "coder")).replace('"models"', repr(str(ROOT / "models"))), names)
+    exec(
+        snippet.replace("models/coder", str(tmp_path / "coder")).replace('"models"', repr(str(ROOT / "models"))), names
+    )
     assert capsys.readouterr().out.strip()
     content, encoder = code.read_text("utf-8"), get_encoder("shakespeare", str(ROOT / "models"))
-    ids, found = np.array(encoder.encode(content[len(content) * 9 // 10:])), []
+    ids, found = np.array(encoder.encode(content[len(content) * 9 // 10 :])), []
     for i in range(0, len(ids) - 256, 256):
-        logits = names["model"].gpt2(ids[i:i + 256], **names["params"], n_head=4)
-        found.append(-np.log(gpt2.softmax(logits)[np.arange(256), ids[i + 1:i + 257]]))
+        logits = names["model"].gpt2(ids[i : i + 256], **names["params"], n_head=4)
+        found.append(-np.log(gpt2.softmax(logits)[np.arange(256), ids[i + 1 : i + 257]]))
     assert np.mean(found) == pytest.approx(after, abs=1e-4)
 
 
-TASKS = [{"instruction": f"Who rules {land}?", "input": "", "output": king} if i % 2 else
-         {"instruction": "Who rules?", "input": land, "output": king}
-         for i, (land, king) in enumerate([("Denmark", "Claudius"), ("Scotland", "Duncan"), ("England", "Henry")] * 10)]
+TASKS = [
+    {"instruction": f"Who rules {land}?", "input": "", "output": king}
+    if i % 2
+    else {"instruction": "Who rules?", "input": land, "output": king}
+    for i, (land, king) in enumerate([("Denmark", "Claudius"), ("Scotland", "Duncan"), ("England", "Henry")] * 10)
+]
 
 
 def test_a_line_may_hold_any_character(tmp_path):
@@ -150,10 +204,22 @@ def test_a_line_may_hold_any_character(tmp_path):
 
 def test_tasks_are_learned_and_answers_end(tmp_path):
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in TASKS))
-    done = run(tmp_path / "tasks.jsonl", tmp_path / "kings", "--method=full", "--steps=60", "--eval_every=20", "--learning_rate=0.001")
+    done = run(
+        tmp_path / "tasks.jsonl",
+        tmp_path / "kings",
+        "--method=full",
+        "--steps=60",
+        "--eval_every=20",
+        "--learning_rate=0.001",
+    )
     said = re.search(SAID, done.stdout.decode())
     assert float(said[4]) < 0.5 < float(said[3]), done.stderr.decode()
-    prompt = (tmp_path / "kings" / "prompt.txt").read_text().removesuffix("\n").format(instruction="Who rules?", input="Scotland")
+    prompt = (
+        (tmp_path / "kings" / "prompt.txt")
+        .read_text()
+        .removesuffix("\n")
+        .format(instruction="Who rules?", input="Scotland")
+    )
     assert prompt == finetune.prompt_of("Who rules?", "Scotland") == "Instruction: Who rules?\nInput: Scotland\nAnswer:"
     done = command(prompt, "--model_size=kings", f"--models_dir={tmp_path}")
     assert done.stdout.decode() == " Duncan\n"
@@ -169,16 +235,27 @@ def test_the_loss_counts_the_answers_alone(tmp_path):
         end = encoder.encoder["<|endoftext|>"]
         prompt = encoder.encode(finetune.prompt_of(task["instruction"], task["input"]))
         whole = [*prompt, *encoder.encode(" " + task["output"]), end]
-        assert ids.tolist()[:len(whole)] == whole and set(ids.tolist()[len(whole):]) <= {end}
-        expected = pico_losses(params, np.array(whole), 4)[len(prompt) - 1:].mean()
+        assert ids.tolist()[: len(whole)] == whole and set(ids.tolist()[len(whole) :]) <= {end}
+        expected = pico_losses(params, np.array(whole), 4)[len(prompt) - 1 :].mean()
         assert float(loss(params, (ids, counts), None, params)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(code, tmp_path):
     flags = "--method=lora", "--steps=12", "--eval_every=4"
     assert run(code, tmp_path / "whole", *flags).returncode == 0
-    args = [sys.executable, "-m", "beyond.finetune", str(code), f"--out={tmp_path}/killed", "--model_size=shakespeare", "--batch_size=4", *flags]
-    with subprocess.Popen(args, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+    args = [
+        sys.executable,
+        "-m",
+        "beyond.finetune",
+        str(code),
+        f"--out={tmp_path}/killed",
+        "--model_size=shakespeare",
+        "--batch_size=4",
+        *flags,
+    ]
+    with subprocess.Popen(
+        args, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
         while b"step 4" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -190,13 +267,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(code, tmp_path):
     assert_error(run(code, tmp_path / "killed", *flags), "killed is a model already")
 
 
-@pytest.mark.parametrize("name, content, flags, parts", [
-    ("a.txt", "To be", [], ["a.txt", "9 or more"]), ("a.txt", "", [], ["a.txt is empty"]),
-    ("a.jsonl", '{"instruction": "a", "output": "b"}\n' * 9, [], ["9 tasks", "10 or more"]),
-    ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n', [], ["line 2", "output"]),
-    ("a.jsonl", '{"instruction": "a", "output": "' + "b " * 300 + '"}\n', [], ["line 1", "256", "tokens"]),
-    ("a.txt", "To be " * 500, ["--method=prefix"], ["method='prefix'", "lora"]), ("a.txt", "To be " * 500, ["--method=last_k", "--k=7"], ["k=7", "n_layer is 6"]),
-    ("a.txt", "To be " * 500, ["--learning_rate=0"], ["learning_rate=0"]), ("a.txt", "To be " * 500, ["--rank=0"], ["rank=0"])])
+@pytest.mark.parametrize(
+    "name, content, flags, parts",
+    [
+        ("a.txt", "To be", [], ["a.txt", "9 or more"]),
+        ("a.txt", "", [], ["a.txt is empty"]),
+        ("a.jsonl", '{"instruction": "a", "output": "b"}\n' * 9, [], ["9 tasks", "10 or more"]),
+        ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n', [], ["line 2", "output"]),
+        ("a.jsonl", '{"instruction": "a", "output": "' + "b " * 300 + '"}\n', [], ["line 1", "256", "tokens"]),
+        ("a.txt", "To be " * 500, ["--method=prefix"], ["method='prefix'", "lora"]),
+        ("a.txt", "To be " * 500, ["--method=last_k", "--k=7"], ["k=7", "n_layer is 6"]),
+        ("a.txt", "To be " * 500, ["--learning_rate=0"], ["learning_rate=0"]),
+        ("a.txt", "To be " * 500, ["--rank=0"], ["rank=0"]),
+    ],
+)
 def test_errors(tmp_path, name, content, flags, parts):
     (tmp_path / name).write_text(content)
     assert_error(run(tmp_path / name, tmp_path / "new", *flags), *parts)

@@ -4,10 +4,10 @@ import subprocess
 import sys
 import textwrap
 
+from conftest import ROOT, flat, nested
 import golden
 import numpy as np
 import pytest
-from conftest import ROOT, flat, nested
 
 import gpt2
 import gpt2_pico
@@ -22,8 +22,12 @@ def model(hparams):
 
 def random_model(seed, **hparams):
     rng = np.random.default_rng(seed)
-    return nested({name: (name.endswith("/g") + 0.4 * rng.standard_normal(shape)).astype(np.float32)
-                   for name, shape in golden.shapes(**hparams).items()})
+    return nested(
+        {
+            name: (name.endswith("/g") + 0.4 * rng.standard_normal(shape)).astype(np.float32)
+            for name, shape in golden.shapes(**hparams).items()
+        }
+    )
 
 
 @pytest.mark.parametrize("module", [gpt2, gpt2_pico])
@@ -49,8 +53,9 @@ def check(result, expected, shape):
 
 def test_gelu_is_near_the_normal_distributions():
     from math import erf
+
     x = np.linspace(-6, 6, 241, dtype=np.float32)
-    exact = np.array([value * 0.5 * (1 + erf(value / 2 ** 0.5)) for value in x.tolist()])
+    exact = np.array([value * 0.5 * (1 + erf(value / 2**0.5)) for value in x.tolist()])
     assert np.abs(gpt2.gelu(x) - exact).max() < 5e-4  # how far the tanh form is off
     wide = x.astype(np.float64)
     check(gpt2.gelu(x), 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))), x.shape)
@@ -66,7 +71,11 @@ def test_softmax():
 def test_layer_norm_and_linear():
     g, b, w = X[0], X[1], np.outer(X[2], X[3])
     x = np.float64(X)
-    check(gpt2.layer_norm(X, g, b), (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * g + b, X.shape)
+    check(
+        gpt2.layer_norm(X, g, b),
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * g + b,
+        X.shape,
+    )
     check(gpt2.linear(X, w, b), x @ w + b, X.shape)
 
 
@@ -80,9 +89,9 @@ def test_attention_and_mha_look_at_each_position_alone():
     for i in range(5):
         heads = []
         for head in range(n_head):
-            q, k, v = (qkv[:, part * 12 + head * d: part * 12 + (head + 1) * d] for part in range(3))
-            weights = np.exp(k[:i + 1] @ q[i] / d**0.5)
-            heads.append(weights / weights.sum() @ v[:i + 1])
+            q, k, v = (qkv[:, part * 12 + head * d : part * 12 + (head + 1) * d] for part in range(3))
+            weights = np.exp(k[: i + 1] @ q[i] / d**0.5)
+            heads.append(weights / weights.sum() @ v[: i + 1])
             if i == 4:  # the last query needs no mask: attention itself, [n_q, d] and without heads
                 check(gpt2.attention(np.float32(q), np.float32(k), np.float32(v), 0)[4:], heads[-1][None], (1, d))
         rows.append(np.concatenate(heads) @ c_proj["w"] + c_proj["b"])
@@ -93,7 +102,9 @@ def test_the_block_adds_to_its_input():
     hparams = golden.CONFIGS["wide"]
     block = copy.deepcopy(model(hparams)["blocks"][0])
     x = np.random.default_rng(3).standard_normal((7, 66)).astype(np.float32)
-    assert gpt2.ffn(x, **block["mlp"]).shape == x.shape and gpt2.transformer_block(x, **block, n_head=3).shape == x.shape
+    assert (
+        gpt2.ffn(x, **block["mlp"]).shape == x.shape and gpt2.transformer_block(x, **block, n_head=3).shape == x.shape
+    )
     for layer in block["attn"]["c_proj"], block["mlp"]["c_proj"]:
         layer["w"], layer["b"] = layer["w"] * 0, layer["b"] * 0
     np.testing.assert_array_equal(gpt2.transformer_block(x, **block, n_head=3), x)
@@ -138,9 +149,9 @@ def test_hidden_states_in_chunks_equal_those_at_once():
     whole = gpt2.hidden_states(ids, **params, n_head=4)
     cache, past = [np.empty((2, 4, 90, 6), np.float32) for _ in params["blocks"]], 0
     for n in 1, 30, 1, 50, 8:
-        part = gpt2.hidden_states(ids[past:past + n], **params, n_head=4, cache=cache, past=past)
+        part = gpt2.hidden_states(ids[past : past + n], **params, n_head=4, cache=cache, past=past)
         assert part.dtype == np.float32 and part.shape == (n, 24)
-        np.testing.assert_allclose(part, whole[past:past + n], atol=1e-4)
+        np.testing.assert_allclose(part, whole[past : past + n], atol=1e-4)
         past += n
 
 
@@ -149,7 +160,10 @@ def test_the_context_is_filled_exactly_and_no_more(generate):
     hparams = golden.CONFIGS["wide"]
     params = model(hparams)
     assert len(generate([1] * 40, params, 3, 8)) == 8 and generate([1] * 48, params, 3, 0) == []
-    with pytest.raises(ValueError, match="40 tokens and n_tokens_to_generate=9 make 49, but the model's context is 48: ask for at most 8"):
+    with pytest.raises(
+        ValueError,
+        match="40 tokens and n_tokens_to_generate=9 make 49, but the model's context is 48: ask for at most 8",
+    ):
         generate([1] * 40, params, 3, 9)
     with pytest.raises(ValueError, match="shorten the prompt by at least 11"):
         generate([1] * 50, params, 3, 9)
@@ -165,7 +179,7 @@ def test_generation_stops_before_the_stop_token():
     params = random_model(0, **LONG)
     ids = gpt2.generate([5], params, 4, 30)
     stop = ids[9]
-    assert gpt2.generate([5], params, 4, 30, stop=stop) == ids[:ids.index(stop)]
+    assert gpt2.generate([5], params, 4, 30, stop=stop) == ids[: ids.index(stop)]
     at = max(i for i, id in enumerate(ids) if ids[i - 1] != id)  # in the prompt it is a token like any other
     assert gpt2.generate([5, *ids[:at]], params, 4, 1, stop=ids[at - 1]) == [ids[at]]
 
@@ -209,9 +223,16 @@ def test_the_seed_decides():
     assert gpt2.generate([5], params, 4, 30, temperature=2, top_k=1) == gpt2.generate([5], params, 4, 30)
 
 
-@pytest.mark.parametrize("option, values", {
-    "temperature": [-1, "hot", float("nan"), float("inf"), None], "top_k": [0, -1, 1.5, "x", True],
-    "top_p": [-0.1, 1.1, float("nan"), "x"], "seed": [-1, 0.5, "x"]}.items(), ids=str)
+@pytest.mark.parametrize(
+    "option, values",
+    {
+        "temperature": [-1, "hot", float("nan"), float("inf"), None],
+        "top_k": [0, -1, 1.5, "x", True],
+        "top_p": [-0.1, 1.1, float("nan"), "x"],
+        "seed": [-1, 0.5, "x"],
+    }.items(),
+    ids=str,
+)
 def test_options_out_of_range(option, values):
     for value in values:
         with pytest.raises(ValueError, match=f"^{option}={value!r} must be a "):
@@ -224,7 +245,11 @@ def test_options_out_of_range(option, values):
 def test_the_unchanged_forward_pass_runs_under_jax():
     """In a process of its own, as it swaps gpt2's numpy: jit, vmap and grad, the last against finite differences."""
     pytest.importorskip("jax")
-    subprocess.run([sys.executable, "-c", textwrap.dedent("""
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent("""
         import conftest, golden, gpt2, jax, numpy as np
         from test_gpt2 import GOLDEN, model
         hparams = golden.CONFIGS["wide"]
@@ -252,7 +277,11 @@ def test_the_unchanged_forward_pass_runs_under_jax():
             step = lambda h: loss(jax.tree_util.tree_unflatten(tree, [a + h * d for a, d in zip(leaves, direction)]))
             slope = (step(1e-5) - step(-1e-5)) / 2e-5
             np.testing.assert_allclose((jax.tree_util.tree_leaves(gradient)[i] * direction[i]).sum(), slope, rtol=1e-4, atol=1e-8)
-    """)], cwd=ROOT / "tests", check=True)
+    """),
+        ],
+        cwd=ROOT / "tests",
+        check=True,
+    )
 
 
 def top_imports(path):
@@ -270,4 +299,4 @@ def test_nothing_imports_upward():
 def test_pico_is_as_short_as_it_says():
     source = (ROOT / "gpt2_pico.py").read_text("utf-8")
     assert len(source.splitlines()) <= 60
-    assert source[:source.index("def generate")].count("\n") <= 40
+    assert source[: source.index("def generate")].count("\n") <= 40

@@ -6,18 +6,24 @@ import subprocess
 import sys
 import textwrap
 
+from conftest import ROOT, assert_error, command, nested
 import golden
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, assert_error, command, nested
 
+from beyond import gpu
 import gpt2
 import gpt2_pico
 import utils
-from beyond import gpu
 
-HPARAMS = {"n_vocab": 61, "n_ctx": 48, "n_embd": 48, "n_head": 8, "n_layer": 2}  # 61 tokens divide over no number of devices
+HPARAMS = {
+    "n_vocab": 61,
+    "n_ctx": 48,
+    "n_embd": 48,
+    "n_head": 8,
+    "n_layer": 2,
+}  # 61 tokens divide over no number of devices
 PROMPTS = [[1, 2, 3], [4], list(range(40)), [60, 59], [7] * 11]
 
 
@@ -31,7 +37,9 @@ def test_the_ids_are_those_of_generate(params):
     mesh = gpu.make_mesh("1x1")
     assert gpu.generate(PROMPTS, params, 8, 8, mesh) == expected
     stop = expected[0][3]
-    assert gpu.generate(PROMPTS, params, 8, 8, mesh, stop) == [gpt2.generate(ids, params, 8, 8, stop=stop) for ids in PROMPTS]
+    assert gpu.generate(PROMPTS, params, 8, 8, mesh, stop) == [
+        gpt2.generate(ids, params, 8, 8, stop=stop) for ids in PROMPTS
+    ]
     assert gpu.generate(PROMPTS, params, 8, 0, mesh) == [[]] * 5 and gpt2.np is np
 
 
@@ -62,7 +70,9 @@ print(w.addressable_shards[0].data.shape)
 
 def test_meshes_of_eight_devices(params):
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = command("-c", MESHES.format(root=str(ROOT), meshes=["8x1", "2x4", "1x8"]), program=None, env=env, timeout=300)
+    done = command(
+        "-c", MESHES.format(root=str(ROOT), meshes=["8x1", "2x4", "1x8"]), program=None, env=env, timeout=300
+    )
     assert done.returncode == 0, done.stderr.decode()
     found, shape = done.stdout.decode().splitlines()
     assert json.loads(found) == [[gpt2.generate(ids, params, 8, 8) for ids in PROMPTS]] * 3
@@ -74,9 +84,23 @@ def test_two_processes_print_the_text_once():
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    args = [sys.executable, "-m", "beyond.gpu", "ROMEO:", "--model_size=shakespeare", "--n_tokens_to_generate=12", "--mesh=1x4",
-            f"--coordinator={address}", "--n_processes=2"]
-    both = [subprocess.Popen([*args, f"--process_id={i}"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in (0, 1)]
+    args = [
+        sys.executable,
+        "-m",
+        "beyond.gpu",
+        "ROMEO:",
+        "--model_size=shakespeare",
+        "--n_tokens_to_generate=12",
+        "--mesh=1x4",
+        f"--coordinator={address}",
+        "--n_processes=2",
+    ]
+    both = [
+        subprocess.Popen(
+            [*args, f"--process_id={i}"], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for i in (0, 1)
+    ]
     found = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], found
     plain = command("ROMEO:", "--model_size=shakespeare", "--n_tokens_to_generate=12")
@@ -93,8 +117,12 @@ def test_the_command():
     done, plain = run("ROMEO:"), command("ROMEO:", "--model_size=shakespeare")
     assert done.returncode == 0 and done.stdout == plain.stdout and done.stderr == b"on 1 x cpu (cpu), float32\n"
     done = run("-", "--lines", "--mesh=2x2", devices=4, input=b"ROMEO:\nTo be, or not\n\n")
-    texts = [command(prompt, "--model_size=shakespeare").stdout.decode()[:-1] for prompt in ("ROMEO:", "To be, or not", "")]
-    assert [json.loads(line) for line in done.stdout.splitlines()] == texts and done.stderr == b"on 4 x cpu (cpu), float32\n"
+    texts = [
+        command(prompt, "--model_size=shakespeare").stdout.decode()[:-1] for prompt in ("ROMEO:", "To be, or not", "")
+    ]
+    assert [
+        json.loads(line) for line in done.stdout.splitlines()
+    ] == texts and done.stderr == b"on 4 x cpu (cpu), float32\n"
 
 
 def test_bfloat16_mostly_agrees(params):
@@ -103,14 +131,24 @@ def test_bfloat16_mostly_agrees(params):
     assert {array.dtype.name for array in jax.tree.leaves(placed)} == {"bfloat16"}
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     ids = encoder.encode((ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8"))
-    prompts = [ids[i:i + 40] for i in range(0, 40000, 200)]
-    exact, rough = (gpu.generate(prompts, params, hparams["n_head"], 1, gpu.make_mesh("1x1"), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    prompts = [ids[i : i + 40] for i in range(0, 40000, 200)]
+    exact, rough = (
+        gpu.generate(prompts, params, hparams["n_head"], 1, gpu.make_mesh("1x1"), dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    )
     assert 0.9 < sum(a == b for a, b in zip(exact, rough)) / 200 <= 1
 
 
-@pytest.mark.parametrize("flags, parts", [
-    (["--mesh=1x3"], ["4 heads do not divide over 3", "[1, 2, 4]"]), (["--mesh=2x4"], ["mesh=2x4 takes 8", "sees 3"]),
-    (["--mesh=8"], ["mesh='8'"]), (["--mesh=0x1"], ["mesh='0x1'"]), (["--dtype=int8"], ["dtype='int8'", "bfloat16"]),
-    (["--n_tokens_to_generate=300"], ["300", "256"])])
+@pytest.mark.parametrize(
+    "flags, parts",
+    [
+        (["--mesh=1x3"], ["4 heads do not divide over 3", "[1, 2, 4]"]),
+        (["--mesh=2x4"], ["mesh=2x4 takes 8", "sees 3"]),
+        (["--mesh=8"], ["mesh='8'"]),
+        (["--mesh=0x1"], ["mesh='0x1'"]),
+        (["--dtype=int8"], ["dtype='int8'", "bfloat16"]),
+        (["--n_tokens_to_generate=300"], ["300", "256"]),
+    ],
+)
 def test_errors(flags, parts):
     assert_error(run("ROMEO:", *flags, devices=3), *parts)

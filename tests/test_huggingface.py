@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+from pathlib import Path
 import pickle
 import shutil
 import signal
@@ -13,19 +14,18 @@ import textwrap
 import threading
 import time
 import urllib.parse
-from pathlib import Path
 
+from conftest import ROOT, TINY, VOCABULARY, assert_error, command, write_model
 import golden
 import golden_huggingface as hf
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, VOCABULARY, assert_error, command, write_model
 
-import gpt2
-import utils
 from beyond import checkpoint, huggingface
 from beyond.hub import SIZES
 from encoder import get_encoder
+import gpt2
+import utils
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 GOLDEN = np.load(hf.PATH)
@@ -34,6 +34,7 @@ ADDED = [{"id": 259, "content": "<|endoftext|>", "special": True}]
 
 class Hub(http.server.ThreadingHTTPServer):
     """The routes of the hub that a download takes, for the folders in root: /api/models/... and /OWNER/NAME/resolve/..."""
+
     daemon_threads = True
 
     def __init__(self, root):
@@ -77,16 +78,36 @@ class Routes(http.server.BaseHTTPRequestHandler):
         if revision not in ("main", COMMIT):
             return self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
         if path.startswith("/api/models"):
-            files = [{"rfilename": file.name, "path": file.name, "type": "file", "size": file.stat().st_size,
-                      "oid": digest(file), "blobId": digest(file),
-                      "lfs": {"sha256": digest(file), "oid": digest(file), "size": file.stat().st_size, "pointerSize": 130}
-                      if file.suffix == ".safetensors" else None} for file in sorted(folder.iterdir())]
+            files = [
+                {
+                    "rfilename": file.name,
+                    "path": file.name,
+                    "type": "file",
+                    "size": file.stat().st_size,
+                    "oid": digest(file),
+                    "blobId": digest(file),
+                    "lfs": {
+                        "sha256": digest(file),
+                        "oid": digest(file),
+                        "size": file.stat().st_size,
+                        "pointerSize": 130,
+                    }
+                    if file.suffix == ".safetensors"
+                    else None,
+                }
+                for file in sorted(folder.iterdir())
+            ]
             tree = parts[2:3] == ["tree"]
-            return self.answer(200, json.dumps(files if tree else {"id": name, "sha": COMMIT, "siblings": files}).encode())
+            return self.answer(
+                200, json.dumps(files if tree else {"id": name, "sha": COMMIT, "siblings": files}).encode()
+            )
         file = folder / parts[-1]
         if not file.is_file():
             return self.answer(404, X_Error_Code="EntryNotFound")
-        body, headers = file.read_bytes(), {"ETag": f'"{digest(file)}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        body, headers = (
+            file.read_bytes(),
+            {"ETag": f'"{digest(file)}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"},
+        )
         if self.server.slow and file.suffix == ".safetensors" and self.command == "GET":
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -94,7 +115,9 @@ class Routes(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[:1000])
             self.wfile.flush()
             return time.sleep(self.server.slow)
-        self.answer(200, self.server.cut(body) if self.server.cut and file.suffix == ".safetensors" else body, **headers)
+        self.answer(
+            200, self.server.cut(body) if self.server.cut and file.suffix == ".safetensors" else body, **headers
+        )
 
 
 def digest(file):
@@ -113,8 +136,11 @@ TAKEN = {
     "no eos id": {"config": {"eos_token_id": 50256}},
     "eos list": {"config": {"eos_token_id": [259, 3]}},
     "other end": {"vocabulary": [*hf.VOCABULARY[:-1], "</s>"]},
-    "two ends": {"vocabulary": [*hf.VOCABULARY[:256], "<|endoftext|>", "<|im end|>", "Ġt", "he"], "merges": hf.MERGES[:2],
-                 "config": {"eos_token_id": 257}},
+    "two ends": {
+        "vocabulary": [*hf.VOCABULARY[:256], "<|endoftext|>", "<|im end|>", "Ġt", "he"],
+        "merges": hf.MERGES[:2],
+        "config": {"eos_token_id": 257},
+    },
 }
 REFUSED = {  # the form, what the error says, and whether the weights had to be downloaded for that
     "llama": ({"config": {"model_type": "llama"}}, 'model_type="llama"'),
@@ -136,20 +162,34 @@ REFUSED = {  # the form, what the error says, and whether the weights had to be 
     "no tokenizer": ({"without": ["merges.txt"]}, "no tokenizer.json"),
     "wordpiece": ({"tokenizer": {"model": {"type": "WordPiece"}}}, "WordPiece"),
     "metaspace": ({"tokenizer": {"pre_tokenizer": {"type": "Metaspace"}}}, "Metaspace"),
-    "split": ({"tokenizer": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, hf.BYTE_LEVEL]}}},
-              "Digits and ByteLevel"),
+    "split": (
+        {"tokenizer": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}, hf.BYTE_LEVEL]}}},
+        "Digits and ByteLevel",
+    ),
     "lower case": ({"tokenizer": {"normalizer": {"type": "Lowercase"}}}, "Lowercase"),
     "suffix": ({"tokenizer": {"model": {"end_of_word_suffix": "</w>"}}}, "end_of_word_suffix='</w>'"),
     "not tokenizers'": ({"tokenizer": {"model": {"merges": None}}}, "not as tokenizers writes it"),
-    "gap": ({"vocabulary": [*hf.VOCABULARY[:-1]], "with": {"added_tokens.json": b'{"<|endoftext|>": 300}'},
-             "config": {"vocab_size": 301}}, "ids up to 300"),
-    "twice": ({"tokenizer": {"added_tokens": [{"id": 260, "content": "he"}]}, "config": {"vocab_size": 261}}, "1 tokens twice"),
+    "gap": (
+        {
+            "vocabulary": [*hf.VOCABULARY[:-1]],
+            "with": {"added_tokens.json": b'{"<|endoftext|>": 300}'},
+            "config": {"vocab_size": 301},
+        },
+        "ids up to 300",
+    ),
+    "twice": (
+        {"tokenizer": {"added_tokens": [{"id": 260, "content": "he"}]}, "config": {"vocab_size": 261}},
+        "1 tokens twice",
+    ),
     "merge": ({"merges": ["t t"]}, "merge 't t'"),
     "endless": ({"vocabulary": hf.VOCABULARY[:-1]}, "no token that ends a text"),
     "too many tokens": ({"vocabulary": [*hf.VOCABULARY, "x!"]}, "261 tokens"),
     "damaged": ({"with": {"config.json": b'{"model_type": '}}, "config.json is damaged"),
     "a list": ({"with": {"config.json": b"[]"}}, "must hold an object"),
-    "pickled": ({"without": ["model.safetensors"], "with": {"pytorch_model.bin": pickle.dumps(print)}}, "pytorch_model.bin"),
+    "pickled": (
+        {"without": ["model.safetensors"], "with": {"pytorch_model.bin": pickle.dumps(print)}},
+        "pytorch_model.bin",
+    ),
     "no weights": ({"without": ["model.safetensors"]}, "no weights"),
     "a shard missing": ({"shards": 3, "without": ["model-2-of-3.safetensors"]}, "lacks model-2-of-3.safetensors"),
 }
@@ -216,12 +256,22 @@ def fetched(hub, tmp_path_factory):
             input()
     """
     forms = [*TAKEN, *REFUSED, *LATE]
-    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "no_proxy": "*",
-           "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "no_proxy": "*",
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+    }
     hub.log.clear()
     found = {}
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), json.dumps([*map(slug, forms)]), str(folder)],
-                          cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), json.dumps([*map(slug, forms)]), str(folder)],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
         for form in forms:
             found[form] = json.loads(process.stdout.readline()), hub.downloads()
             hub.log.clear()
@@ -239,7 +289,7 @@ def test_what_is_taken_computes_what_transformers_does(fetched, form):
     _, _, params = utils.load_encoder_hparams_and_params(slug(form), str(folder))
     logits = gpt2.gpt2(golden.inputs(hf.HPARAMS), **params, n_head=5)[::4]
     expected = GOLDEN[form if form in GOLDEN else "plain"]
-    np.testing.assert_allclose(logits, expected[:, :logits.shape[1]], atol=2e-5)
+    np.testing.assert_allclose(logits, expected[:, : logits.shape[1]], atol=2e-5)
 
 
 def test_the_golden_forms_differ_where_they_should():
@@ -255,9 +305,17 @@ def test_the_vocabulary_is_the_same_whatever_files_it_came_in(fetched, form):
     assert encoder.encode("the the") == [83, 257, 258]
 
 
-@pytest.mark.parametrize("form, end, others", [
-    ("padded", 256, {}), ("no eos id", 259, {}), ("eos list", 259, {}), ("other end", 259, {}), ("added beyond", 259, {}),
-    ("two ends", 257, {"<|endoftext:256|>": 256})])
+@pytest.mark.parametrize(
+    "form, end, others",
+    [
+        ("padded", 256, {}),
+        ("no eos id", 259, {}),
+        ("eos list", 259, {}),
+        ("other end", 259, {}),
+        ("added beyond", 259, {}),
+        ("two ends", 257, {"<|endoftext:256|>": 256}),
+    ],
+)
 def test_the_end_of_text_is_the_configs(fetched, form, end, others):
     encoder = get_encoder(slug(form), str(fetched[1]))
     assert encoder.encoder["<|endoftext|>"] == end
@@ -284,10 +342,15 @@ def test_what_only_the_weights_show_leaves_nothing(fetched, form):
 
 def test_the_index_is_tensorflows_byte_for_byte(tmp_path):
     import tensorflow as tf
+
     for hparams in [*golden.CONFIGS.values(), {**golden.CONFIGS["deep"], "n_layer": 30}]:
         made = golden.weights(hparams)
-        tf.raw_ops.SaveV2(prefix=str(tmp_path / "theirs"), tensor_names=list(made), shape_and_slices=[""] * len(made),
-                          tensors=list(made.values()))
+        tf.raw_ops.SaveV2(
+            prefix=str(tmp_path / "theirs"),
+            tensor_names=list(made),
+            shape_and_slices=[""] * len(made),
+            tensors=list(made.values()),
+        )
         checkpoint.save_checkpoint(tmp_path / "ours", reversed(made), made.get)
         for ending in ".index", ".data-00000-of-00001":
             assert (tmp_path / f"ours{ending}").read_bytes() == (tmp_path / f"theirs{ending}").read_bytes()
@@ -297,13 +360,16 @@ def test_the_index_is_tensorflows_byte_for_byte(tmp_path):
 def both(tmp_path_factory):
     """The same weights with OpenAI's vocabulary: a model folder by TensorFlow, and a repository of transformers."""
     from safetensors.numpy import save_file
+
     folder = tmp_path_factory.mktemp("both")
     made = write_model(folder / "124M", TINY)
     names = {name: huggingface.their_name(name.removeprefix("model/")) for name in made}
     assert names["model/h1/attn/c_attn/w"] == "h.1.attn.c_attn.weight" and names["model/ln_f/b"] == "ln_f.bias"
     (folder / "there").mkdir()
-    save_file({names[name]: array[0] if array.ndim == 3 else array for name, array in made.items()},
-              folder / "there" / "model.safetensors")
+    save_file(
+        {names[name]: array[0] if array.ndim == 3 else array for name, array in made.items()},
+        folder / "there" / "model.safetensors",
+    )
     config = {"model_type": "gpt2", **{theirs: TINY[ours] for theirs, ours in zip(SIZES, utils.HPARAMS)}}
     (folder / "there" / "config.json").write_text(json.dumps(config))
     shutil.copy(VOCABULARY / "encoder.json", folder / "there" / "vocab.json")
@@ -355,9 +421,14 @@ def test_a_model_is_fetched_once(env, hub, tmp_path):
         assert {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} == before
 
 
-@pytest.mark.parametrize("status, code, says", [
-    (401, "RepoNotFound", "private (HTTP 401)"), (403, "GatedRepo", "open to some only (HTTP 403)"),
-    (404, "RepoNotFound", "(HTTP 404)")])
+@pytest.mark.parametrize(
+    "status, code, says",
+    [
+        (401, "RepoNotFound", "private (HTTP 401)"),
+        (403, "GatedRepo", "open to some only (HTTP 403)"),
+        (404, "RepoNotFound", "(HTTP 404)"),
+    ],
+)
 def test_a_repository_that_is_private_or_missing(env, hub, tmp_path, status, code, says):
     hub.status["me/plain"] = status, code
     try:
@@ -369,17 +440,25 @@ def test_a_repository_that_is_private_or_missing(env, hub, tmp_path, status, cod
     assert not (tmp_path / "out").exists() or "Bearer secret" in hub.tokens
 
 
-@pytest.mark.parametrize("source, extra, says", [
-    ("me/none", (), "there is no me/none"), ("me/plain", ("--revision=v9",), "no revision v9"),
-    ("a/b/c", (), "neither a folder nor a name on the hub")])
+@pytest.mark.parametrize(
+    "source, extra, says",
+    [
+        ("me/none", (), "there is no me/none"),
+        ("me/plain", ("--revision=v9",), "no revision v9"),
+        ("a/b/c", (), "neither a folder nor a name on the hub"),
+    ],
+)
 def test_a_source_that_is_not_there(env, tmp_path, source, extra, says):
     assert_error(fetch(source, "--out", tmp_path / "out", *extra, env=env), says)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_network(env, tmp_path):
-    assert_error(fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_ENDPOINT": "http://127.0.0.1:9"}),
-                 "cannot reach the hub for me/plain", "check the network")
+    assert_error(
+        fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_ENDPOINT": "http://127.0.0.1:9"}),
+        "cannot reach the hub for me/plain",
+        "check the network",
+    )
     assert_error(fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_HUB_OFFLINE": "1"}), "HF_HUB_OFFLINE")
 
 
@@ -394,15 +473,21 @@ def test_bytes_that_are_not_the_hubs_are_removed(env, hub, tmp_path):
 
 def test_a_fetch_that_is_killed_leaves_no_model_and_the_next_goes_on(env, hub, tmp_path):
     hub.slow = 30
-    process = subprocess.Popen([sys.executable, "-m", "beyond.huggingface", "fetch", "me/plain", "--out", tmp_path / "out"],
-                               cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "beyond.huggingface", "fetch", "me/plain", "--out", tmp_path / "out"],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stderr=subprocess.DEVNULL,
+    )
     while "model.safetensors" not in hub.downloads():
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     hub.slow = 0
     assert not (tmp_path / "out").exists()
-    assert_error(fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_HUB_OFFLINE": "1"}), "only a part of me/plain")
+    assert_error(
+        fetch("me/plain", "--out", tmp_path / "out", env={**env, "HF_HUB_OFFLINE": "1"}), "only a part of me/plain"
+    )
     hub.log.clear()
     assert fetch("me/plain", "--out", tmp_path / "out", env=env).returncode == 0
     assert hub.downloads() == ["model.safetensors"]
@@ -482,8 +567,15 @@ def saved(tmp_path_factory):
 
 
 def test_saved_and_fetched_is_the_same_model(saved, tmp_path):
-    assert sorted(os.listdir(saved)) == ["config.json", "generation_config.json", "merges.txt", "model.safetensors",
-                                         "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    assert sorted(os.listdir(saved)) == [
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     huggingface.fetch(str(saved), str(tmp_path / "back"))
     for name in utils.DATA, "model.ckpt.index", "encoder.json", "vocab.bpe":
         assert (tmp_path / "back" / name).read_bytes() == (ROOT / "models/shakespeare" / name).read_bytes()
@@ -491,8 +583,11 @@ def test_saved_and_fetched_is_the_same_model(saved, tmp_path):
 
 def test_the_saved_tokenizer_gives_the_same_ids(saved):
     from tokenizers import Tokenizer
+
     theirs, ours = Tokenizer.from_file(str(saved / "tokenizer.json")), get_encoder("shakespeare", str(ROOT / "models"))
-    text = (ROOT / "models/shakespeare/held_out.txt").read_text("utf-8")[:20_000] + " don't  x\n\n\té 中文 \U0001f600 1984 "
+    text = (ROOT / "models/shakespeare/held_out.txt").read_text("utf-8")[
+        :20_000
+    ] + " don't  x\n\n\té 中文 \U0001f600 1984 "
     assert theirs.encode(text).ids == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
     assert theirs.encode("<|endoftext|>").ids == [1023]
@@ -500,13 +595,18 @@ def test_the_saved_tokenizer_gives_the_same_ids(saved):
 
 def test_the_saved_weights_have_the_names_of_transformers(saved):
     from safetensors import safe_open
+
     with safe_open(saved / "model.safetensors", "numpy") as file:
         assert file.metadata() == {"format": "pt"}
         names = {name: file.get_slice(name).get_shape() for name in file.keys()}
-    block = {f"{part}.{end}" for part in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-             for end in ("weight", "bias")}
-    assert names.keys() == {f"transformer.{name}" for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")} | {
-        f"transformer.h.{i}.{name}" for i in range(6) for name in block}
+    block = {
+        f"{part}.{end}"
+        for part in ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        for end in ("weight", "bias")
+    }
+    assert names.keys() == {
+        f"transformer.{name}" for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
+    } | {f"transformer.h.{i}.{name}" for i in range(6) for name in block}
     assert names["transformer.h.5.attn.c_attn.weight"] == [192, 576]
     config = json.loads((saved / "config.json").read_text())
     assert (config["vocab_size"], config["n_positions"], config["eos_token_id"]) == (1024, 256, 1023)

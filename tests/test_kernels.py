@@ -1,15 +1,15 @@
-import golden
-import numpy as np
-import pytest
 from conftest import ROOT, assert_error, command, nested
+import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
+import pytest
 
+from beyond import batch, kernels, lookahead, quantize, variant
 import gpt2
 import utils
-from beyond import batch, kernels, lookahead, quantize, variant
 
-SIZES = st.floats(-20, 20).map(lambda exponent: 10 ** exponent)  # from very small to very large
+SIZES = st.floats(-20, 20).map(lambda exponent: 10**exponent)  # from very small to very large
 MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
 
 
@@ -38,7 +38,9 @@ def test_exp():
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 70), st.sampled_from([1, 12, 64, 66, 80, 130]), st.sampled_from([1, 3, 36, 64, 101, 128, 448]), SIZES)
+@given(
+    st.integers(1, 70), st.sampled_from([1, 12, 64, 66, 80, 130]), st.sampled_from([1, 3, 36, 64, 101, 128, 448]), SIZES
+)
 def test_products(n, n_in, n_out, scale):
     """Whole numbers times a power of two, whose sums are exact in any order: so the product is, too."""
     rng, scale = np.random.default_rng(n), np.float32(2.0 ** np.floor(np.log2(scale)))
@@ -50,16 +52,24 @@ def test_products(n, n_in, n_out, scale):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 40), st.sampled_from([0, 1, 5, 60, 130]), st.sampled_from([1, 4, 22, 48, 64, 80]), SIZES)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.sampled_from([0, 1, 5, 60, 130]),
+    st.sampled_from([1, 4, 22, 48, 64, 80]),
+    SIZES,
+)
 def test_attention(n_head, n_q, past, d, scale):
     q, k, v = (numbers(i, n_head, n, d) for i, n in enumerate((n_q, past + n_q, past + n_q)))
     q *= np.float32(min(scale, 1e3))
     mask = (1 - np.tri(n_q, past + n_q, past, dtype=np.float32)) * np.float32(-1e10)
     expected = gpt2.attention(*(np.float64(x) for x in (q, k, v)), mask)
     np.testing.assert_allclose(kernels.attention(q, k, v, mask), expected, atol=1e-5 * max(1, min(scale, 1e3)))
-    np.testing.assert_allclose(kernels.attention(q[:, -1:], k, v, 0), expected[:, -1:], atol=1e-5 * max(1, min(scale, 1e3)))
+    np.testing.assert_allclose(
+        kernels.attention(q[:, -1:], k, v, 0), expected[:, -1:], atol=1e-5 * max(1, min(scale, 1e3))
+    )
     later = k.copy()
-    later[:, past + 1:] = np.nan  # the first query never looks there
+    later[:, past + 1 :] = np.nan  # the first query never looks there
     assert np.isfinite(kernels.attention(q, later, v, mask)[:, 0]).all()
 
 
@@ -77,19 +87,23 @@ def test_all_combinations_give_the_same_ids(bits, model):
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     params = quantize.convert(params, bits) if bits else params
     text = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
-    prompts = [(encoder.encode(text[i * 3000:][:n]), 12, i) for i, n in enumerate((5, 300, 80, 2, 40))]
+    prompts = [(encoder.encode(text[i * 3000 :][:n]), 12, i) for i, n in enumerate((5, 300, 80, 2, 40))]
     for temperature in 0, 0.8:
-        expected = [gpt2.generate(ids, params, hparams["n_head"], n, temperature, seed=seed) for ids, n, seed in prompts]
+        expected = [
+            gpt2.generate(ids, params, hparams["n_head"], n, temperature, seed=seed) for ids, n, seed in prompts
+        ]
         prepared = kernels.prepare(params) if model is not gpt2 else params
         for module in model, variant(lookahead, gpt2=model):
-            assert [module.generate(ids, prepared, hparams["n_head"], n, temperature, seed=seed)
-                    for ids, n, seed in prompts] == expected
+            assert [
+                module.generate(ids, prepared, hparams["n_head"], n, temperature, seed=seed) for ids, n, seed in prompts
+            ] == expected
         over = variant(batch, gpt2=model)
         assert list(over.generate(prompts, prepared, hparams["n_head"], temperature, batch_size=3)) == expected
 
 
 def test_any_number_of_threads():
     import numba
+
     params, hparams = MODELS["wide"]
     args = list(golden.inputs(hparams)), kernels.prepare(params), hparams["n_head"]
     found = []
@@ -102,7 +116,9 @@ def test_any_number_of_threads():
 
 def test_the_command(tmp_path):
     def run(*args, **kwargs):
-        return command("-m", "beyond.kernels", "ROMEO:", "--model_size=shakespeare", *args, program=None, cwd=ROOT, **kwargs)
+        return command(
+            "-m", "beyond.kernels", "ROMEO:", "--model_size=shakespeare", *args, program=None, cwd=ROOT, **kwargs
+        )
 
     plain = command("ROMEO:", "--model_size=shakespeare").stdout
     assert run().stdout == plain

@@ -3,14 +3,20 @@ import os
 import subprocess
 import sys
 
-import numpy as np
-import pytest
 from conftest import ROOT, TINY, flat, nested, write_checkpoint, write_model
 import golden
+import numpy as np
+import pytest
 
 import utils
 
-SMALL = {"n_vocab": 97, "n_ctx": 16, "n_embd": 20, "n_head": 5, "n_layer": 11}  # h10 sorts before h2; offsets that are no multiple of 64
+SMALL = {
+    "n_vocab": 97,
+    "n_ctx": 16,
+    "n_embd": 20,
+    "n_head": 5,
+    "n_layer": 11,
+}  # h10 sorts before h2; offsets that are no multiple of 64
 
 
 def tensors(hparams=SMALL):
@@ -28,7 +34,9 @@ def assert_equal(params, expected):
 def load_in_a_fresh_process(prefix, hparams=SMALL):
     """Loads, and says whether that took TensorFlow."""
     code = "import sys, json, utils; utils.load_gpt2_params_from_tf_ckpt(sys.argv[1], json.loads(sys.argv[2])); print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(prefix), json.dumps(hparams)], cwd=ROOT, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(prefix), json.dumps(hparams)], cwd=ROOT, capture_output=True, check=True
+    )
     assert done.stderr == b""
     return done.stdout.strip() == b"True"
 
@@ -53,7 +61,9 @@ def test_writing_to_a_parameter_leaves_the_file_alone(tmp_path):
     assert (params["wte"] == 7).all() and (tmp_path / "model.ckpt.data-00000-of-00001").read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", ["reversed", "swapped", "extra", "flat", "shards", "wide", "narrow", "brain", "one of them"])
+@pytest.mark.parametrize(
+    "kind", ["reversed", "swapped", "extra", "flat", "shards", "wide", "narrow", "brain", "one of them"]
+)
 def test_any_other_layout_gives_the_same(tmp_path, kind):
     """What is float32 in one file is mapped, wherever it is there; TensorFlow reads the rest."""
     expected = tensors()
@@ -75,6 +85,7 @@ def test_any_other_layout_gives_the_same(tmp_path, kind):
         written = {name: array.squeeze(0) if array.ndim == 3 else array for name, array in expected.items()}
     else:
         import tensorflow as tf
+
         dtype = {"wide": tf.float64, "narrow": tf.float16, "brain": tf.bfloat16}[kind]
         written = {name: tf.cast(array, dtype) for name, array in expected.items()}
         expected = {name: tf.cast(array, tf.float32).numpy() for name, array in written.items()}
@@ -85,13 +96,23 @@ def test_any_other_layout_gives_the_same(tmp_path, kind):
     assert load_in_a_fresh_process(folder / "model.ckpt") == (kind not in ("reversed", "swapped", "extra", "flat"))
 
 
-@pytest.mark.parametrize("change, part", [
-    (lambda name, array: (name.replace("ln_1/g", "ln_1/scale"), array), "ln_1/g"),
-    (lambda name, array: (name, array.swapaxes(-1, -2) if name.endswith("c_proj/w") else array), r"c_proj/w \[1, 20, 80\] instead of \[80, 20\]"),
-    (lambda name, array: (name, array.astype(np.int32)), "numbers of another kind"),
-    (lambda name, array: (name, array.astype(np.int32) if name == "model/h1/ln_2/b" else array), "numbers of another kind.* in h1/ln_2/b"),
-    (lambda name, array: (name, array[:, None] if array.ndim == 1 else array), "instead of"),
-    (lambda name, array: (name.replace("model/", "gpt2/"), array), "has no model/h10/ln_1/g")])
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        (lambda name, array: (name.replace("ln_1/g", "ln_1/scale"), array), "ln_1/g"),
+        (
+            lambda name, array: (name, array.swapaxes(-1, -2) if name.endswith("c_proj/w") else array),
+            r"c_proj/w \[1, 20, 80\] instead of \[80, 20\]",
+        ),
+        (lambda name, array: (name, array.astype(np.int32)), "numbers of another kind"),
+        (
+            lambda name, array: (name, array.astype(np.int32) if name == "model/h1/ln_2/b" else array),
+            "numbers of another kind.* in h1/ln_2/b",
+        ),
+        (lambda name, array: (name, array[:, None] if array.ndim == 1 else array), "instead of"),
+        (lambda name, array: (name.replace("model/", "gpt2/"), array), "has no model/h10/ln_1/g"),
+    ],
+)
 def test_names_types_and_shapes_are_read_not_guessed(tmp_path, change, part):
     """Checkpoints whose tensors have the right sizes in the right order, but are something else."""
     write_checkpoint(tmp_path / "model.ckpt", dict(change(*one) for one in tensors().items()))
@@ -101,13 +122,20 @@ def test_names_types_and_shapes_are_read_not_guessed(tmp_path, change, part):
 
 def test_the_index_is_read_as_tensorflow_reads_it(tmp_path):
     import tensorflow as tf
+
     rng = np.random.default_rng(0)
     for n in 1, 15, 16, 17, 3000:  # restarts of the shared prefixes, and more than one block
-        written = {f"{'/'.join('ab'[i] for i in rng.integers(0, 2, 9))}/{i}": np.zeros(rng.integers(0, 4, 2), np.float32) for i in range(n)}
+        written = {
+            f"{'/'.join('ab'[i] for i in rng.integers(0, 2, 9))}/{i}": np.zeros(rng.integers(0, 4, 2), np.float32)
+            for i in range(n)
+        }
         write_checkpoint(tmp_path / "x", written)
         reader = tf.train.load_checkpoint(str(tmp_path / "x"))
         n_shards, found = utils._read_index(str(tmp_path / "x.index"))
-        assert n_shards == 1 and {name: sizes for name, (_, sizes, *_) in found.items()} == reader.get_variable_to_shape_map()
+        assert (
+            n_shards == 1
+            and {name: sizes for name, (_, sizes, *_) in found.items()} == reader.get_variable_to_shape_map()
+        )
 
 
 def test_an_index_with_any_byte_changed_is_refused_or_the_same(tmp_path):
@@ -116,7 +144,7 @@ def test_an_index_with_any_byte_changed_is_refused_or_the_same(tmp_path):
     path, expected = tmp_path / "model.ckpt.index", nested(tensors())
     good, rng = path.read_bytes(), np.random.default_rng(0)
     for i in rng.choice(len(good), 300, replace=False):
-        path.write_bytes(good[:i] + bytes([good[i] ^ rng.integers(1, 256)]) + good[i + 1:])
+        path.write_bytes(good[:i] + bytes([good[i] ^ rng.integers(1, 256)]) + good[i + 1 :])
         try:
             found = utils.load_gpt2_params_from_tf_ckpt(str(tmp_path / "model.ckpt"), SMALL)
         except ValueError:
@@ -177,7 +205,9 @@ def test_the_name_of_a_model_is_a_name(own_models_dir):
         with pytest.raises(ValueError, match="must be the name of a model alone"):
             utils.load_encoder_hparams_and_params(name, str(own_models_dir))
     for name in "125M", "tinyy", "124m":
-        with pytest.raises(ValueError, match=f"unknown model_size='{name}': choose one of 124M, 355M, 774M, 1558M, tiny, or"):
+        with pytest.raises(
+            ValueError, match=f"unknown model_size='{name}': choose one of 124M, 355M, 774M, 1558M, tiny, or"
+        ):
             utils.load_encoder_hparams_and_params(name, str(own_models_dir))
     with pytest.raises(ValueError, match="choose one of 124M, 355M, 774M, 1558M, or"):
         utils.load_encoder_hparams_and_params("tiny", str(own_models_dir / "nowhere"))
@@ -198,7 +228,9 @@ def test_a_model_of_ones_own_that_is_cut_short(own_models_dir, name):
         utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
 
 
-@pytest.mark.parametrize("change", [{"n_head": 5}, {"n_layer": 0}, {"n_ctx": "64"}, {"n_embd": 12.0}, {"n_vocab": None}])
+@pytest.mark.parametrize(
+    "change", [{"n_head": 5}, {"n_layer": 0}, {"n_ctx": "64"}, {"n_embd": 12.0}, {"n_vocab": None}]
+)
 def test_hparams_that_make_no_sense(own_models_dir, change):
     (own_models_dir / "tiny" / "hparams.json").write_text(json.dumps({**TINY, **change}))
     with pytest.raises(ValueError, match="must give n_vocab, n_ctx, n_embd, n_head, n_layer as positive whole numbers"):

@@ -1,13 +1,13 @@
-import golden
-import numpy as np
-import pytest
 from conftest import ROOT, assert_error, command, nested
+import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
+import pytest
 
+from beyond import lookahead, variant
 import gpt2
 import utils
-from beyond import lookahead, variant
 
 MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
 
@@ -23,7 +23,7 @@ def test_the_ids_are_those_of_generate(name, data):
     """Prompts of any length up to the context's end, greedy and sampled, with and without a stop."""
     params, hparams = MODELS[name]
     unit = data.draw(st.lists(st.integers(0, hparams["n_vocab"] - 1), min_size=1, max_size=6))
-    inputs = (unit * hparams["n_ctx"])[:data.draw(st.integers(1, hparams["n_ctx"]))]
+    inputs = (unit * hparams["n_ctx"])[: data.draw(st.integers(1, hparams["n_ctx"]))]
     n = data.draw(st.integers(0, hparams["n_ctx"] - len(inputs)))
     options = {"temperature": data.draw(st.sampled_from([0, 0, 0.1, 1])), "seed": 1}
     expected = gpt2.generate(inputs, params, hparams["n_head"], n, **options)
@@ -32,7 +32,11 @@ def test_the_ids_are_those_of_generate(name, data):
     if expected:
         options["stop"] = data.draw(st.sampled_from(expected))
         stopped = lookahead.generate(inputs, params, hparams["n_head"], n, **options)
-        assert stopped == gpt2.generate(inputs, params, hparams["n_head"], n, **options) == expected[:expected.index(options["stop"])]
+        assert (
+            stopped
+            == gpt2.generate(inputs, params, hparams["n_head"], n, **options)
+            == expected[: expected.index(options["stop"])]
+        )
 
 
 @pytest.mark.parametrize("temperature", [0, 0.8])
@@ -40,7 +44,7 @@ def test_on_text(shakespeare, temperature):
     encoder, hparams, params = shakespeare
     text = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
     for i in range(6):
-        inputs = encoder.encode(text[i * 5000:][:60 * (i + 1)])
+        inputs = encoder.encode(text[i * 5000 :][: 60 * (i + 1)])
         args = inputs, params, hparams["n_head"], [40, hparams["n_ctx"] - len(inputs)][i % 2], temperature
         assert lookahead.generate(*args, seed=i) == gpt2.generate(*args, seed=i)
 
@@ -74,7 +78,7 @@ def test_at_worst_a_token_a_pass_and_a_row_a_token():
 def test_guesses_are_what_followed_before():
     guess = lookahead.guess
     assert guess([1, 2, 3], {}, 0) == []
-    assert guess([5, 1, 2, 3, 9, 8, 1, 2, 3], {}, 0) == ([9, 8, 1, 2, 3] * 4)[:lookahead.LONGEST]
+    assert guess([5, 1, 2, 3, 9, 8, 1, 2, 3], {}, 0) == ([9, 8, 1, 2, 3] * 4)[: lookahead.LONGEST]
     assert guess([1, 2, 9, 1, 3, 1, 2], {}, 0)[:5] == [9, 1, 3, 1, 2]  # two before one, though one stood later
     assert guess([4, 4], {}, 0) == [4] * lookahead.LONGEST
     followers, ids = {}, np.random.default_rng(0).integers(0, 4, 60).tolist()

@@ -4,15 +4,15 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-import pytest
 from conftest import ROOT, assert_error, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import numpy as np
+import pytest
 
+from beyond import quantize
 import gpt2
 import utils
-from beyond import quantize
 
 SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 140))
 
@@ -20,13 +20,13 @@ SHAPES = st.tuples(st.integers(1, 150), st.integers(1, 140))
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from([8, 4]), SHAPES, st.integers(0, 9), st.floats(-15, 15))
 def test_the_error_is_half_a_step_at_most(bits, shape, seed, exponent):
-    w = (10 ** exponent * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+    w = (10**exponent * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
     w[:, 0] = 0
     found = quantize.quantize(w, bits).T.take(np.arange(shape[1])).T
     group = quantize.GROUP[bits] or shape[0]
     for i in range(0, shape[0], group):
-        step = np.abs(w[i:i + group]).max(axis=0) / (2 ** (bits - 1) - 1)
-        assert (np.abs(found - w)[i:i + group] <= step * 0.50001).all()
+        step = np.abs(w[i : i + group]).max(axis=0) / (2 ** (bits - 1) - 1)
+        assert (np.abs(found - w)[i : i + group] <= step * 0.50001).all()
 
 
 @settings(max_examples=80, deadline=None)
@@ -34,13 +34,15 @@ def test_the_error_is_half_a_step_at_most(bits, shape, seed, exponent):
 def test_multiples_of_the_scale_are_exact_and_so_is_their_product(bits, shape, n):
     rng, most = np.random.default_rng(n), 2 ** (bits - 1) - 1
     w = rng.integers(-most, most + 1, shape).astype(np.float32)
-    w[::min(shape[0], quantize.GROUP[bits] or shape[0])] = most  # each group has the largest number
+    w[:: min(shape[0], quantize.GROUP[bits] or shape[0])] = most  # each group has the largest number
     matrix = quantize.quantize(w / 4, bits)
     np.testing.assert_array_equal(matrix.T.take([*range(shape[1])]).T, w / 4)
     x = rng.standard_normal((n, shape[0])).astype(np.float32)
     found, exact = x @ matrix, x.astype(np.float64) @ (w / 4)
     assert found.dtype == np.float32 and found.shape == exact.shape
-    step = np.abs(x).max(axis=1, keepdims=True) / min(32767, (2 ** 31 - 1) // (most * (quantize.GROUP[bits] or matrix.n_in)))
+    step = np.abs(x).max(axis=1, keepdims=True) / min(
+        32767, (2**31 - 1) // (most * (quantize.GROUP[bits] or matrix.n_in))
+    )
     assert (np.abs(found - exact) <= 0.51 * step * np.abs(w / 4).sum(axis=0) + 1e-5 * np.abs(x) @ np.abs(w / 4)).all()
     for row, alone in zip(found, x):
         np.testing.assert_array_equal(alone @ matrix, row)
@@ -48,7 +50,9 @@ def test_multiples_of_the_scale_are_exact_and_so_is_their_product(bits, shape, n
 
 @pytest.fixture
 def models(tmp_path):
-    shutil.copytree(ROOT / "models" / "shakespeare", tmp_path / "models" / "mine", ignore=shutil.ignore_patterns("model.int*"))
+    shutil.copytree(
+        ROOT / "models" / "shakespeare", tmp_path / "models" / "mine", ignore=shutil.ignore_patterns("model.int*")
+    )
     return tmp_path / "models"
 
 
@@ -73,7 +77,9 @@ def test_the_file_is_written_once_and_mapped(models, bits):
 
 
 def run(models, *args):
-    return command("-m", "beyond.quantize", "ROMEO:", "--model_size=mine", f"--models_dir={models}", *args, program=None, cwd=ROOT)
+    return command(
+        "-m", "beyond.quantize", "ROMEO:", "--model_size=mine", f"--models_dir={models}", *args, program=None, cwd=ROOT
+    )
 
 
 def test_the_command_and_its_errors(models, tmp_path):
@@ -93,13 +99,15 @@ def test_the_command_and_its_errors(models, tmp_path):
 
 
 def test_a_kill_while_it_is_written_leaves_nothing_taken_for_whole(models):
-    slow = ("import time, numpy; from beyond import quantize; made = numpy.ascontiguousarray;"
-            "quantize.np.ascontiguousarray = lambda *a: (time.sleep(0.1), made(*a))[1];"
-            f"quantize.load('mine', {str(models)!r})")
+    slow = (
+        "import time, numpy; from beyond import quantize; made = numpy.ascontiguousarray;"
+        "quantize.np.ascontiguousarray = lambda *a: (time.sleep(0.1), made(*a))[1];"
+        f"quantize.load('mine', {str(models)!r})"
+    )
     folder = models / "mine"
     with subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT) as process:
         deadline = time.monotonic() + 60
-        while not [part for part in folder.glob("*part*") if part.stat().st_size > 2 ** 18]:
+        while not [part for part in folder.glob("*part*") if part.stat().st_size > 2**18]:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

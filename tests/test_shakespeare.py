@@ -4,13 +4,13 @@ import json
 import re
 from unittest.mock import patch
 
-import gpt2_pico
+from conftest import ROOT, command
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import ROOT, command
 from test_encoder import tiktoken_of
 
+import gpt2_pico
 import utils
 
 FOLDER = ROOT / "models" / "shakespeare"
@@ -32,7 +32,11 @@ def test_the_held_out_loss_is_what_the_readme_says():
     """By gpt2_pico, compiled by JAX, and tiktoken: each window of n_ctx tokens begins 64 after the one before."""
     _, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     text = (FOLDER / "held_out.txt").read_text("utf-8")
-    ids, n_ctx, params = np.array(tiktoken_of(FOLDER).encode_ordinary(text)), hparams["n_ctx"], jax.tree.map(jnp.array, params)
+    ids, n_ctx, params = (
+        np.array(tiktoken_of(FOLDER).encode_ordinary(text)),
+        hparams["n_ctx"],
+        jax.tree.map(jnp.array, params),
+    )
 
     def losses(window):
         logits = gpt2_pico.gpt2(window[:-1], **params, n_head=hparams["n_head"])
@@ -42,7 +46,7 @@ def test_the_held_out_loss_is_what_the_readme_says():
     n_new = np.diff(starts + n_ctx, prepend=0)  # each window scores what the one before it has not
     with patch.object(gpt2_pico, "np", jnp):
         found = jax.jit(lambda windows: jax.lax.map(losses, windows))(ids[starts[:, None] + np.arange(n_ctx + 1)])
-    scored = np.concatenate([row[n_ctx - n:] for row, n in zip(np.asarray(found, np.float64), n_new)])
+    scored = np.concatenate([row[n_ctx - n :] for row, n in zip(np.asarray(found, np.float64), n_new)])
     assert len(scored) == len(ids) - 1
     total = scored.sum()
     n_chars = len(text) - len(tiktoken_of(FOLDER).decode(ids[:1].tolist()))
@@ -53,8 +57,11 @@ def test_the_held_out_loss_is_what_the_readme_says():
 
 def test_the_samples_are_what_it_says():
     """Each command in both READMEs that runs this model prints what stands below it."""
-    shown = re.findall(r"```\n(?:[^\n]*&& )?(?:\.venv/bin/)?python (gpt2\.py [^\n]*--model_size shakespeare[^\n]*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
-                       README + MODEL_README, re.S)
+    shown = re.findall(
+        r"```\n(?:[^\n]*&& )?(?:\.venv/bin/)?python (gpt2\.py [^\n]*--model_size shakespeare[^\n]*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
+        README + MODEL_README,
+        re.S,
+    )
     assert len(shown) == 4
     for line, expected in shown:
         prompt, flags = re.fullmatch(r'gpt2\.py "(.*?)"(.*)', line).groups()
@@ -72,10 +79,18 @@ def test_it_needs_neither_tensorflow_nor_a_network():
 def test_a_speech_comes_to_an_end():
     """A prompt that begins as a speech does is continued to the speech's end; within the plain text none is seen."""
     import gpt2
+
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     end = encoder.encoder["<|endoftext|>"]
-    ended = [len(gpt2.generate(encoder.encode("ROMEO:"), params, hparams["n_head"], 200, temperature=0.8, seed=seed, stop=end)) < 200
-             for seed in range(12)]
+    ended = [
+        len(
+            gpt2.generate(
+                encoder.encode("ROMEO:"), params, hparams["n_head"], 200, temperature=0.8, seed=seed, stop=end
+            )
+        )
+        < 200
+        for seed in range(12)
+    ]
     assert sum(ended) >= 9
     ids = encoder.encode((FOLDER / "held_out.txt").read_text("utf-8"))[1000:1256]
     logits = gpt2.gpt2(ids, **params, n_head=hparams["n_head"])[64:]

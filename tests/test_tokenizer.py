@@ -4,15 +4,19 @@ import inspect
 import json
 import pickle
 
-import pytest
 from conftest import ROOT, assert_error, command
 from hypothesis import given, settings
+import pytest
 from test_encoder import texts, tiktoken_of
 
 from beyond import tokenizer
 from encoder import BYTE_TO_CHAR, Encoder, get_encoder
 
-TEXT = inspect.getsource(argparse) + "Näive Ünicode: 中文, 日本語, 👍🏽👍🏽 and “quotes” — again “quotes” — 中文.\n" * 20 + inspect.getsource(pickle)
+TEXT = (
+    inspect.getsource(argparse)
+    + "Näive Ünicode: 中文, 日本語, 👍🏽👍🏽 and “quotes” — again “quotes” — 中文.\n" * 20
+    + inspect.getsource(pickle)
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +29,19 @@ def folder(tmp_path_factory):
 def test_the_merges_are_those_of_the_tokenizers_library():
     """Its trainer numbers the bytes as GPT-2 does if told to, and of equally frequent pairs takes the older tokens' too."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     theirs = Tokenizer(models.BPE())
     theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    theirs.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=999, initial_alphabet=list(BYTE_TO_CHAR.values()), show_progress=False))
+    theirs.train_from_iterator(
+        [TEXT], trainers.BpeTrainer(vocab_size=999, initial_alphabet=list(BYTE_TO_CHAR.values()), show_progress=False)
+    )
     merges = [tuple(pair) for pair in json.loads(theirs.to_str())["model"]["merges"]]
     ours = tokenizer.learn(TEXT, 1000)
     assert len(ours) == len(merges) == 743
     counts = [frequencies(merges[:n], merges[n]) for n in range(0, 743, 53)]
-    assert counts == [frequencies(ours[:n], ours[n]) for n in range(0, 743, 53)]  # as frequent a pair each time: equal up to ties
+    assert counts == [
+        frequencies(ours[:n], ours[n]) for n in range(0, 743, 53)
+    ]  # as frequent a pair each time: equal up to ties
     assert len(set(ours) & set(merges)) > 0.9 * 743
 
 
@@ -61,7 +70,7 @@ def test_each_merge_was_the_most_frequent_pair():
 @given(text=texts)
 def test_the_encoding_is_tiktokens_with_the_same_two_files(folder, text):
     oracle, encoder = learned(folder)
-    for part in text, TEXT[len(text) * 100:][:500]:
+    for part in text, TEXT[len(text) * 100 :][:500]:
         assert encoder.encode(part) == oracle.encode_ordinary(part)
         assert encoder.decode(encoder.encode(part)) == part
 
@@ -72,7 +81,10 @@ def learned(folder):
 
 
 def test_the_files_are_in_gpt2s_form(folder):
-    vocabulary, merges = json.loads((folder / "encoder.json").read_text()), (folder / "vocab.bpe").read_text("utf-8").split("\n")
+    vocabulary, merges = (
+        json.loads((folder / "encoder.json").read_text()),
+        (folder / "vocab.bpe").read_text("utf-8").split("\n"),
+    )
     assert list(vocabulary.values()) == list(range(1000)) and list(vocabulary)[:256] == list(BYTE_TO_CHAR.values())
     assert list(vocabulary)[-1] == "<|endoftext|>" and merges[0] == "#version: 0.2" and merges[-1] == ""
     assert [merge.replace(" ", "") for merge in merges[1:-1]] == list(vocabulary)[256:-1]
@@ -86,14 +98,26 @@ def run(*args):
 def test_the_command(tmp_path, folder):
     (tmp_path / "text").write_text(TEXT, "utf-8", newline="\n")
     done = run(str(tmp_path / "text"), "--n_vocab", "1000", "--out", str(tmp_path / "new"))
-    assert done.returncode == 0 and done.stderr == b"" and done.stdout.decode().startswith(f"{tmp_path}/new: 1000 tokens; ")
+    assert (
+        done.returncode == 0
+        and done.stderr == b""
+        and done.stdout.decode().startswith(f"{tmp_path}/new: 1000 tokens; ")
+    )
     for name in "encoder.json", "vocab.bpe":
         assert (tmp_path / "new" / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("content, n_vocab, parts", [
-    (b"", 300, ["is empty"]), (b"caf\xe9", 300, ["not UTF-8: byte 3 is 0xe9"]), (b"abab", 300, ["n_vocab=300", "at most n_vocab=259"]),
-    (b"abab", 256, ["n_vocab=256", "from 257"]), (b"abab", 300.5, ["n_vocab=300.5"]), (None, 300, ["No such file"])])
+@pytest.mark.parametrize(
+    "content, n_vocab, parts",
+    [
+        (b"", 300, ["is empty"]),
+        (b"caf\xe9", 300, ["not UTF-8: byte 3 is 0xe9"]),
+        (b"abab", 300, ["n_vocab=300", "at most n_vocab=259"]),
+        (b"abab", 256, ["n_vocab=256", "from 257"]),
+        (b"abab", 300.5, ["n_vocab=300.5"]),
+        (None, 300, ["No such file"]),
+    ],
+)
 def test_errors(tmp_path, content, n_vocab, parts):
     if content is not None:
         (tmp_path / "text").write_bytes(content)

@@ -6,19 +6,19 @@ import subprocess
 import sys
 import time
 
+from conftest import ROOT, assert_error, command, flat, nested
 import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, assert_error, command, flat, nested
 
+from beyond import checkpoint, fit, tokenizer, train
+from encoder import get_encoder
 import gpt2
 import gpt2_pico
 import utils
-from beyond import checkpoint, fit, tokenizer, train
-from encoder import get_encoder
 
 HPARAMS = golden.CONFIGS["wide"]
 TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
@@ -62,12 +62,17 @@ def test_gradients_are_finite_differences(params, rate):
 
         @jax.jit
         def loss(params):
-            return train.lm_loss(train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], train.with_dropout)
+            return train.lm_loss(
+                train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], train.with_dropout
+            )
 
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(params)), *jax.tree.flatten(params)
         for i, leaf in enumerate(leaves):
             way = rng.standard_normal(leaf.shape)
-            both = [loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1:]])) for h in (1e-5, -1e-5)]
+            both = [
+                loss(jax.tree.unflatten(structure, [*leaves[:i], leaf + h * way, *leaves[i + 1 :]]))
+                for h in (1e-5, -1e-5)
+            ]
             np.testing.assert_allclose((both[0] - both[1]) / 2e-5, (gradients[i] * way).sum(), rtol=1e-6, atol=1e-9)
 
 
@@ -79,8 +84,14 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(params):
     assert all((a != b).any() for i, a in enumerate(masks) for b in masks[:i])
     ids = golden.inputs(HPARAMS)[:20]
     plain = float(train.lm_loss(params, ids, HPARAMS["n_head"]))
-    none, some = (float(train.lm_loss(train.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], train.with_dropout))
-                  for rate in (0, 0.2))
+    none, some = (
+        float(
+            train.lm_loss(
+                train.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], train.with_dropout
+            )
+        )
+        for rate in (0, 0.2)
+    )
     assert none == pytest.approx(plain, rel=1e-6) and some != pytest.approx(plain, rel=1e-3)
 
 
@@ -91,19 +102,25 @@ def test_the_first_parameters_are_gpt2s():
         if name.endswith(("/g", "/b")):
             assert (array == name.endswith("/g")).all()
         else:
-            assert array.std() == pytest.approx(0.02 / (4 if "c_proj" in name else 1), rel=0.05) and abs(array.mean()) < 0.002
+            assert (
+                array.std() == pytest.approx(0.02 / (4 if "c_proj" in name else 1), rel=0.05)
+                and abs(array.mean()) < 0.002
+            )
     assert {name: array.shape for name, array in made.items()} == {
-        name: array.shape for name, array in flat(nested(golden.weights({**HPARAMS, "n_layer": 8, "n_ctx": 1024})))}
+        name: array.shape for name, array in flat(nested(golden.weights({**HPARAMS, "n_layer": 8, "n_ctx": 1024})))
+    }
 
 
 @pytest.mark.parametrize("n, stride", [(49, 48), (50, 7), (144, 48), (145, 48), (200, 1), (171, 13)])
 def test_each_held_out_token_is_scored_once_with_its_context(params, n, stride):
     ids, n_ctx, losses = np.arange(n) * 29 % HPARAMS["n_vocab"], HPARAMS["n_ctx"], {}
     for start in [*range(0, n - 1 - n_ctx, stride), n - 1 - n_ctx]:
-        for i, loss in enumerate(pico_losses(params, ids[start:start + n_ctx + 1], HPARAMS["n_head"])):
+        for i, loss in enumerate(pico_losses(params, ids[start : start + n_ctx + 1], HPARAMS["n_head"])):
             losses.setdefault(start + i + 1, loss)
     assert sorted(losses) == list(range(1, n))
-    assert train.held_out_loss(params, ids, HPARAMS["n_head"], stride) == pytest.approx(np.mean(list(losses.values())), rel=1e-5)
+    assert train.held_out_loss(params, ids, HPARAMS["n_head"], stride) == pytest.approx(
+        np.mean(list(losses.values())), rel=1e-5
+    )
 
 
 def test_rows_are_pieces_of_the_text(tmp_path):
@@ -112,7 +129,7 @@ def test_rows_are_pieces_of_the_text(tmp_path):
     encoder = get_encoder("", str(tmp_path))
     end, n = encoder.encoder["<|endoftext|>"], {"document": 0, "other": 0, "plain": 0}
     plain = encoder.encode(TEXT)
-    pieces = {tuple(plain[i:i + 33]) for i in range(len(plain) - 32)}
+    pieces = {tuple(plain[i : i + 33]) for i in range(len(plain) - 32)}
     rows = train.row_maker(encoder, TEXT, 32, 8, 0.1)
     for row in np.concatenate([rows(np.random.default_rng(i)) for i in range(200)]).tolist():
         assert len(row) == 33
@@ -124,7 +141,10 @@ def test_rows_are_pieces_of_the_text(tmp_path):
             assert encoder.decode(row).strip("\ufffd") in TEXT
     assert 0.04 < n["document"] / 1600 < 0.15 and 0.44 < n["other"] / 1600 < 0.56
     assert (rows(np.random.default_rng(1)) == rows(np.random.default_rng(1))).all()
-    assert {tuple(row) for row in train.row_maker(encoder, "one document " * 50, 32, 8, 0)(np.random.default_rng(0)).tolist()}
+    assert {
+        tuple(row)
+        for row in train.row_maker(encoder, "one document " * 50, 32, 8, 0)(np.random.default_rng(0)).tolist()
+    }
 
 
 # --- the loop, on a model of one number ---
@@ -133,19 +153,30 @@ def test_rows_are_pieces_of_the_text(tmp_path):
 def line(folder, loss=None, held_out=None, settings=None, **changes):
     """fit of w to rows that are all 3: (history, what was saved)."""
     saved = []
-    history = fit.fit(**{
-        "params": {"w": np.float32(0)}, "loss": loss or (lambda params, row, key: ((params["w"] - row) ** 2).mean()),
-        "rows": lambda rng: np.full((8, 2), 3.0) + rng.normal(size=(8, 2)),
-        "held_out": held_out or (lambda params: float((params["w"] - 3) ** 2)), "optimizer": lambda steps: optax.sgd(0.05),
-        "save": lambda params, history: saved.append((float(params["w"]), len(history))),
-        "folder": str(folder), "settings": {"steps": 40, "eval_every": 10, "seed": 1, **(settings or {})}, **changes})
+    history = fit.fit(
+        **{
+            "params": {"w": np.float32(0)},
+            "loss": loss or (lambda params, row, key: ((params["w"] - row) ** 2).mean()),
+            "rows": lambda rng: np.full((8, 2), 3.0) + rng.normal(size=(8, 2)),
+            "held_out": held_out or (lambda params: float((params["w"] - 3) ** 2)),
+            "optimizer": lambda steps: optax.sgd(0.05),
+            "save": lambda params, history: saved.append((float(params["w"]), len(history))),
+            "folder": str(folder),
+            "settings": {"steps": 40, "eval_every": 10, "seed": 1, **(settings or {})},
+            **changes,
+        }
+    )
     return history, saved
 
 
 def test_patience_ends_it(tmp_path):
     scores = iter([5.0, 2.0, 3.0, 2.5, 1.0])
     history, saved = line(tmp_path, held_out=lambda params: next(scores), settings={"eval_every": 8, "patience": 2})
-    assert [row[0] for row in history] == [8, 16, 24, 32] and [n for _, n in saved] == [1, 2] and os.listdir(tmp_path) == ["train.npz"]
+    assert (
+        [row[0] for row in history] == [8, 16, 24, 32]
+        and [n for _, n in saved] == [1, 2]
+        and os.listdir(tmp_path) == ["train.npz"]
+    )
 
 
 def test_the_best_weights_are_saved(tmp_path):
@@ -168,17 +199,17 @@ def test_a_training_goes_on_to_the_same_weights(tmp_path, after):
         rows.left -= 1
         return 3 + rng.normal(size=(8, 2))
 
-    rows.left = 10 ** 9
+    rows.left = 10**9
     expected = line(tmp_path / "a", rows=rows)
     rows.left = after
     with pytest.raises(Killed):
         line(tmp_path / "b", rows=rows)
-    rows.left = 10 ** 9
+    rows.left = 10**9
     with pytest.raises(ValueError, match=r"b was begun with other settings or files \(steps 40, now 50\)"):
         line(tmp_path / "b", rows=rows, settings={"steps": 50})
     history, saved = line(tmp_path / "b", rows=rows)
     assert history == expected[0] and saved[-1] == expected[1][-1]
-    assert 10 ** 9 - rows.left == 40 - after // 10 * 10  # nothing but the steps since the last evaluation was made again
+    assert 10**9 - rows.left == 40 - after // 10 * 10  # nothing but the steps since the last evaluation was made again
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -186,7 +217,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path, bad):
     def loss(params, row, key):
         return jnp.where(params["w"] > 2.5, bad, ((params["w"] - row) ** 2).mean())
 
-    with pytest.raises(ValueError, match=f"the loss is {bad} at step (1[1-9]|2[0-9]): try a lower learning_rate.*keeps the best"):
+    with pytest.raises(
+        ValueError, match=f"the loss is {bad} at step (1[1-9]|2[0-9]): try a lower learning_rate.*keeps the best"
+    ):
         line(tmp_path, loss=loss)
     assert float(np.load(tmp_path / "train.npz")["0"]) < 2.5
     with pytest.raises(ValueError, match="the loss is inf at step 10.*nothing was saved"):
@@ -204,8 +237,20 @@ def test_minutes_become_steps(tmp_path):
 
 def run(text, folder, *flags, devices=1, **kwargs):
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    return command("-m", "beyond.train", str(text), "--model_size=new", f"--models_dir={folder}", *FLAGS, *flags,
-                   program=None, cwd=ROOT, env=env, timeout=300, **kwargs)
+    return command(
+        "-m",
+        "beyond.train",
+        str(text),
+        "--model_size=new",
+        f"--models_dir={folder}",
+        *FLAGS,
+        *flags,
+        program=None,
+        cwd=ROOT,
+        env=env,
+        timeout=300,
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -239,35 +284,51 @@ def test_training_makes_the_held_out_loss_fall(trained, text):
     without_context = -np.log(counts / counts.sum())[ids].mean()
     assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned what follows what
     n, a_token = len(ids) - 1, train.held_out_loss(params, ids, 2, 4)
-    assert done.stdout.decode() == (f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
-                                    f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n")
+    assert done.stdout.decode() == (
+        f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
+        f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n"
+    )
     assert (folder / "new" / "loss.svg").read_text().count("<svg") == 1
 
 
 def test_the_folder_is_a_model_as_openais(trained):
     import tensorflow as tf
+
     folder = trained[0] / "new"
     assert sorted(os.listdir(folder)) == sorted([*utils.FILES, "held_out.txt", "loss.svg"])
-    assert (folder / "checkpoint").read_text() == 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
+    assert (
+        folder / "checkpoint"
+    ).read_text() == 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
     hparams = json.loads((folder / "hparams.json").read_text())
     assert hparams == {name: SIZES[name] for name in utils.HPARAMS}
     reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     assert {name: array.shape for name, array in tensors.items()} == golden.shapes(**hparams)
-    for (_, mapped), (_, array) in zip(flat(utils.load_gpt2_params_from_tf_ckpt(str(folder / "model.ckpt"), hparams)), flat(nested(tensors))):
+    for (_, mapped), (_, array) in zip(
+        flat(utils.load_gpt2_params_from_tf_ckpt(str(folder / "model.ckpt"), hparams)), flat(nested(tensors))
+    ):
         np.testing.assert_array_equal(mapped, array)
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-    args = [sys.executable, "-m", "beyond.train", str(text), "--model_size=new", f"--models_dir={tmp_path}", *FLAGS, "--steps=150"]
+    args = [
+        sys.executable,
+        "-m",
+        "beyond.train",
+        str(text),
+        "--model_size=new",
+        f"--models_dir={tmp_path}",
+        *FLAGS,
+        "--steps=150",
+    ]
     with subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         while b"step 40" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(np.random.default_rng().random())  # anywhere
         process.send_signal(signal.SIGKILL)
     done = run(text, tmp_path, "--steps=150")
-    assert losses(done)[0, 0] > 20 and (losses(done) == losses(trained[1])[-len(losses(done)):]).all()
+    assert losses(done)[0, 0] > 20 and (losses(done) == losses(trained[1])[-len(losses(done)) :]).all()
     data = utils.DATA
     assert (tmp_path / "new" / data).read_bytes() == (trained[0] / "new" / data).read_bytes()
     assert_error(run(text, tmp_path, "--steps=150"), f"{tmp_path}/new is a model already")
@@ -279,24 +340,43 @@ def test_eight_devices_give_the_losses_of_one(trained, text, tmp_path):
     np.testing.assert_allclose(losses(done)[:3], losses(trained[1])[:3], atol=2e-4)
 
 
-@pytest.mark.parametrize("content, flags, parts", [
-    (b"", {}, ["is empty"]), (b"ab", {}, ["n_vocab=300"]), (b"caf\xe9", {}, ["not UTF-8: byte 3 is 0xe9"]),
-    (TEXT[:1000].encode(), {"n_vocab": 257, "n_ctx": 100}, ["n_ctx=100 needs 101 tokens", "has 100"]),
-    (None, {"n_embd": 15}, ["n_embd=15", "multiple of 2, n_head"]), (None, {"n_layer": 0}, ["n_layer=0", "from 1"]),
-    (None, {"n_ctx": 1.5}, ["n_ctx=1.5"]), (None, {"dropout_rate": 1}, ["dropout_rate=1", "0 to 0.99"]),
-    (None, {"learning_rate": 0}, ["learning_rate=0"]), (None, {"seed": -1}, ["seed=-1"]), (None, {"n_vocab": 256}, ["n_vocab=256", "257"]),
-    (None, {"steps": None}, ["steps", "minutes"]), (None, {"minutes": 3}, ["steps", "minutes"]), (None, {"steps": 0}, ["steps=0"]),
-    (None, {"model_size": "124M"}, ["124M", "OpenAI"]), (None, {"model_size": "a/b"}, ["a/b", "models_dir"])])
+@pytest.mark.parametrize(
+    "content, flags, parts",
+    [
+        (b"", {}, ["is empty"]),
+        (b"ab", {}, ["n_vocab=300"]),
+        (b"caf\xe9", {}, ["not UTF-8: byte 3 is 0xe9"]),
+        (TEXT[:1000].encode(), {"n_vocab": 257, "n_ctx": 100}, ["n_ctx=100 needs 101 tokens", "has 100"]),
+        (None, {"n_embd": 15}, ["n_embd=15", "multiple of 2, n_head"]),
+        (None, {"n_layer": 0}, ["n_layer=0", "from 1"]),
+        (None, {"n_ctx": 1.5}, ["n_ctx=1.5"]),
+        (None, {"dropout_rate": 1}, ["dropout_rate=1", "0 to 0.99"]),
+        (None, {"learning_rate": 0}, ["learning_rate=0"]),
+        (None, {"seed": -1}, ["seed=-1"]),
+        (None, {"n_vocab": 256}, ["n_vocab=256", "257"]),
+        (None, {"steps": None}, ["steps", "minutes"]),
+        (None, {"minutes": 3}, ["steps", "minutes"]),
+        (None, {"steps": 0}, ["steps=0"]),
+        (None, {"model_size": "124M"}, ["124M", "OpenAI"]),
+        (None, {"model_size": "a/b"}, ["a/b", "models_dir"]),
+    ],
+)
 def test_errors(tmp_path, text, content, flags, parts):
     path = text
     if content is not None:
         path = tmp_path / "text"
         path.write_bytes(content)
     with pytest.raises(ValueError) as error:
-        train.main(str(path), **{"model_size": "new", "models_dir": str(tmp_path / "models"), **SIZES, "steps": 1, **flags})
+        train.main(
+            str(path), **{"model_size": "new", "models_dir": str(tmp_path / "models"), **SIZES, "steps": 1, **flags}
+        )
     assert all(part in str(error.value) for part in parts), error.value
 
 
 def test_errors_are_one_line(text, tmp_path):
-    assert_error(run(text, tmp_path, "--steps=5", "--batch_size=9", devices=2), "batch_size=9", "multiple of 2, the number of devices")
+    assert_error(
+        run(text, tmp_path, "--steps=5", "--batch_size=9", devices=2),
+        "batch_size=9",
+        "multiple of 2, the number of devices",
+    )
     assert_error(run(tmp_path / "none", tmp_path, "--steps=5"), "No such file", "none")

@@ -9,9 +9,9 @@ import shlex
 import unicodedata
 import xml.etree.ElementTree as xml
 
+from conftest import ROOT
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import gpt2
 from tutorial import blocks, figures
@@ -28,13 +28,24 @@ def same(a, b):
     """
     number = r"(-?\d+\.\d*)"
     a, b = (re.split(number, " ".join(text.split())) for text in (a, b))
-    return len(a) == len(b) and a[::2] == b[::2] and all(
-        abs(float(x) - float(y)) < 1.01 * 10.0**-max(2, min(len(n.partition(".")[2]) for n in (x, y))) for x, y in zip(a[1::2], b[1::2]))
+    return (
+        len(a) == len(b)
+        and a[::2] == b[::2]
+        and all(
+            abs(float(x) - float(y)) < 1.01 * 10.0 ** -max(2, min(len(n.partition(".")[2]) for n in (x, y)))
+            for x, y in zip(a[1::2], b[1::2])
+        )
+    )
 
 
 def test_same():
     assert same("a 0.50\n b", "a 0.51 b") and same("[-0.   1.25]", "[0.01 1.25]") and same("12 of 3.123", "12 of 3.124")
-    assert not same("a 0.50", "a 0.52") and not same("a 12", "a 13") and not same("a 0.5", "b 0.5") and not same("0.5", "0.5 0.5")
+    assert (
+        not same("a 0.50", "a 0.52")
+        and not same("a 12", "a 13")
+        and not same("a 0.5", "b 0.5")
+        and not same("0.5", "0.5 0.5")
+    )
 
 
 def test_the_blocks_are_up_to_date(monkeypatch):
@@ -52,10 +63,16 @@ def test_what_is_false_is_found():
     assert blocks.bring_up_to_date(page) == page.replace("3", "2")
     page = 'text\n\n[x](../gpt2.py#L1-L9 "def softmax")\n```python\nold\n```\n'
     first, last = blocks.lines_of("gpt2.py", "def softmax")
-    assert blocks.bring_up_to_date(page) == (f'text\n\n[gpt2.py:{first}-{last}](../gpt2.py#L{first}-L{last} "def softmax")\n'
-                                             f"```python\n{inspect.getsource(gpt2.softmax)}```\n")
-    for page, part in (("```python\nprint(1)\n```\n", "must stand below"), ("```python\n```\n```\n1\n```\n", "must stand below"),
-                       ("```\n1\n```\n", "nothing that is run"), ('[x](../gpt2.py#L1-L2 "def nothing")\n```\n```\n', "no part")):
+    assert blocks.bring_up_to_date(page) == (
+        f'text\n\n[gpt2.py:{first}-{last}](../gpt2.py#L{first}-L{last} "def softmax")\n'
+        f"```python\n{inspect.getsource(gpt2.softmax)}```\n"
+    )
+    for page, part in (
+        ("```python\nprint(1)\n```\n", "must stand below"),
+        ("```python\n```\n```\n1\n```\n", "must stand below"),
+        ("```\n1\n```\n", "nothing that is run"),
+        ('[x](../gpt2.py#L1-L2 "def nothing")\n```\n```\n', "no part"),
+    ):
         with pytest.raises(ValueError, match=part):
             blocks.bring_up_to_date(page)
 
@@ -130,7 +147,7 @@ def test_the_commands_have_the_flags_that_are_shown():
             assert all((ROOT / word).exists() for word in words if word.endswith(".txt"))
             continue
         module = importlib.import_module(words[1] if words[0] == "-m" else words[0].removesuffix(".py"))
-        words = words[2 if words[0] == "-m" else 1:]
+        words = words[2 if words[0] == "-m" else 1 :]
         main = getattr(module, "main", gpt2.main)
         if not hasattr(module, "main") and hasattr(module, words[0]):  # beyond.classify train
             main, words = getattr(module, words[0]), words[1:]

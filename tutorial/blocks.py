@@ -22,11 +22,11 @@ import contextlib
 import difflib
 import io
 import os
+from pathlib import Path
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "tutorial" / name for name in ("README.md", "README.zh.md")]
@@ -58,13 +58,14 @@ def lines_of(name, what):  # -> (first, last), from 1 on
 def cut(name, what):
     """The part of a file that a link's title names, moved to the left margin."""
     first, last = lines_of(name, what)
-    lines = (ROOT / name).read_text("utf-8").splitlines()[first - 1:last]
+    lines = (ROOT / name).read_text("utf-8").splitlines()[first - 1 : last]
     margin = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
     return "".join(line[margin:] + "\n" for line in lines)
 
 
 def number_links(page):
     """The page with the lines in its links as they are now."""
+
     def link(found):
         first, last = lines_of(found[1], found[2])
         lines = f"{first}-{last}" if last > first else first
@@ -77,7 +78,7 @@ def blocks_of(page):
     """[(language, text, links)] of a page's blocks; links: [(file, title)] if the block is cut, else []."""
     blocks, end = [], 0
     for found in FENCE.finditer(page):
-        before = page[end:found.start()].rstrip("\n").rpartition("\n")[2]
+        before = page[end : found.start()].rstrip("\n").rpartition("\n")[2]
         blocks.append((found[1], found[2], LINK.findall(before)))
         end = found.end()
     return blocks

@@ -103,8 +103,11 @@ def check_file(path, only=None, seconds=20):
         if said and "error" in said[-1]:
             raise ValueError(f"{path}: {said[-1]['error']}")
         if said and "done" in said[-1]:
-            found = {one["function"]: (Finding(*(one[key] for key in Finding._fields)), one["line"]) for one in said
-                     if "function" in one}
+            found = {
+                one["function"]: (Finding(*(one[key] for key in Finding._fields)), one["line"])
+                for one in said
+                if "function" in one
+            }
             order = [one for one in [*skip, *found] if one in skip or one in found]
             order.sort(key=lambda name: [*NAMES[:8], "hidden_states", *NAMES[8:]].index(name))
             return [(skip.get(name) or found[name]) for name in order if only in (None, name)]
@@ -125,8 +128,10 @@ def ended(done, path, seconds):
     lines = [int(number) for name, number in re.findall(r'File "(.*)", line (\d+)', stderr) if same_file(name, path)]
     if not lines:
         return "time", f"It is not done after {seconds} seconds; --seconds={3 * seconds} waits longer.", None
-    text = f"Line {lines[0]} is still running after {seconds} seconds: does a loop never end? " \
-           f"--seconds={3 * seconds} waits longer.\n    {linecache.getline(path, lines[0]).strip()}"
+    text = (
+        f"Line {lines[0]} is still running after {seconds} seconds: does a loop never end? "
+        f"--seconds={3 * seconds} waits longer.\n    {linecache.getline(path, lines[0]).strip()}"
+    )
     return "time", text, None
 
 
@@ -143,8 +148,10 @@ def report(findings):
         lines.append(f"{name:18} {status}{f': {named}' if named else ''}{f' (line {line})' if line and named else ''}")
         lines += [f"    {part}" for part in text.splitlines()]
     count = [finding.status for finding, _ in findings]
-    lines.append(f"\n{count.count('right')} right, {count.count('wrong') + count.count('waits')} wrong, "
-                 f"{count.count('to do')} still to do")
+    lines.append(
+        f"\n{count.count('right')} right, {count.count('wrong') + count.count('waits')} wrong, "
+        f"{count.count('to do')} still to do"
+    )
     return "\n".join(lines)
 
 

@@ -11,20 +11,34 @@ import json
 import os
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+import numpy as np
 
+from beyond.attention import look
 import gpt2
 import utils
-from beyond.attention import look
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "figures")
 GREY, BLUE, GREEN, ORANGE, PURPLE = "#797979", "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0"
-STYLE = {"font.size": 11, "text.color": GREY, "axes.labelcolor": GREY, "axes.edgecolor": GREY, "xtick.color": GREY,
-         "ytick.color": GREY, "axes.titlesize": 11, "axes.titlecolor": GREY, "axes.facecolor": "none",
-         "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False,
-         "axes.spines.right": False, "svg.hashsalt": "PicoGPT", "svg.fonttype": "path", "legend.frameon": False}
+STYLE = {
+    "font.size": 11,
+    "text.color": GREY,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "axes.titlesize": 11,
+    "axes.titlecolor": GREY,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "PicoGPT",
+    "svg.fonttype": "path",
+    "legend.frameon": False,
+}
 
 
 def load():
@@ -46,14 +60,24 @@ def plain(figure, width, height):
 
 def box(axes, x, y, width, height, text, color=BLUE, size=11):
     """A box with white letters; x, y: its middle."""
-    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor=color, edgecolor="none",
-                                  boxstyle="round,pad=0,rounding_size=0.08", mutation_aspect=1))
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            facecolor=color,
+            edgecolor="none",
+            boxstyle="round,pad=0,rounding_size=0.08",
+            mutation_aspect=1,
+        )
+    )
     axes.text(x, y, text, color="white", ha="center", va="center", size=size)
 
 
 def arrow(axes, start, end, color=GREY):
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0,
-                                              "shrinkB": 0})
+    axes.annotate(
+        "", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
+    )
 
 
 def cells(axes, table, form=None, cmap="viridis", low=None, high=None):
@@ -118,9 +142,13 @@ def sampling():
     ranked = np.argsort(-probs, kind="stable")
     kept = ranked[np.cumsum(probs[ranked]) - probs[ranked] < 0.5]
     top_p = np.where(np.isin(np.arange(len(probs)), kept), probs, 0)
-    panels = [("temperature 1", probs), ("temperature 0.5", gpt2.softmax(logits / 0.5)),
-              ("temperature 2", gpt2.softmax(logits / 2)), ("top_k 5", top_k / top_k.sum()),
-              ("top_p 0.5", top_p / top_p.sum())]
+    panels = [
+        ("temperature 1", probs),
+        ("temperature 0.5", gpt2.softmax(logits / 0.5)),
+        ("temperature 2", gpt2.softmax(logits / 2)),
+        ("top_k 5", top_k / top_k.sum()),
+        ("top_p 0.5", top_p / top_p.sum()),
+    ]
     figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 5, sharey=True), panels):
         axes.barh(range(12), probs[order], color=GREY, alpha=0.35)
@@ -144,7 +172,7 @@ def merge_steps(symbols, ranks):
         if not known:
             return steps
         rank, i = min(known)
-        steps.append(([*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2:]], rank))
+        steps.append(([*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2 :]], rank))
 
 
 def bpe():
@@ -197,8 +225,12 @@ def checkpoint():
             shape = " x ".join(map(str, array.shape))
             axes.text(x + width / 2, 2.1, f"[{shape}]", ha="center", va="center", size=10)
         x += width
-    axes.text(0, 0.7, f"{name}: {len(tensors)} tensors, sorted by name; the thin lines are biases and layer norms",
-              va="center")
+    axes.text(
+        0,
+        0.7,
+        f"{name}: {len(tensors)} tensors, sorted by name; the thin lines are biases and layer norms",
+        va="center",
+    )
     return figure
 
 
@@ -287,8 +319,16 @@ def architecture():
         box(axes, 2.6, y, 3.6, 0.7, name, BLUE)
     box(axes, 2.6, 7.4, 3.6, 0.7, "layer_norm, ln_f", PURPLE)
     box(axes, 2.6, 8.8, 3.6, 0.7, "@ wte.T", GREEN)
-    for start, end in ((0.6, 1.15), (1.85, 2.75), (3.45, 3.85), (4.55, 4.9), (5.25, 5.65), (6.35, 7.05), (7.75, 8.45),
-                       (9.15, 9.75)):
+    for start, end in (
+        (0.6, 1.15),
+        (1.85, 2.75),
+        (3.45, 3.85),
+        (4.55, 4.9),
+        (5.25, 5.65),
+        (6.35, 7.05),
+        (7.75, 8.45),
+        (9.15, 9.75),
+    ):
         arrow(axes, (2.6, start), (2.6, end))
     axes.text(2.6, 5.08, ". . .", ha="center", va="center")
     axes.text(2.6, 0.35, "ids [n_seq]", ha="center", va="center")
@@ -318,13 +358,16 @@ def mask():
     """Section 9: the causal mask on five tokens, with real numbers."""
     encoder, hparams, params = load()
     ids = encoder.encode("O, my good lord")  # the five tokens of the section
-    x, block = params["wte"][ids] + params["wpe"][:len(ids)], params["blocks"][0]
+    x, block = params["wte"][ids] + params["wpe"][: len(ids)], params["blocks"][0]
     qkv = gpt2.linear(gpt2.layer_norm(x, **block["ln_1"]), **block["attn"]["c_attn"])
     q, k, _ = qkv.reshape(len(ids), 3, hparams["n_head"], -1)[:, :, 0].swapaxes(0, 1)  # of the first head, [n_seq, d]
     scores = q @ k.T / q.shape[-1] ** 0.5
     hidden = 1 - np.tri(len(ids))
-    tables = [("scores", scores), ("softmax, no mask", gpt2.softmax(scores)),
-              ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10))]
+    tables = [
+        ("scores", scores),
+        ("softmax, no mask", gpt2.softmax(scores)),
+        ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10)),
+    ]
     names = [text_of(encoder, id) for id in ids]
     figure = Figure(figsize=(6.8, 3), layout="constrained")
     for i, (axes, (title, table)) in enumerate(zip(figure.subplots(1, 3), tables)):
@@ -346,9 +389,12 @@ def heads():
     ids = np.array(encoder.encode("ROMEO:\nGood morrow, my lord. Good morrow, my father."))
     weights, _ = look(ids, params, hparams["n_head"])  # [n_layer, n_head, n_seq, n_seq]
     spread = -(weights * np.log(weights + 1e-9)).sum(axis=-1)  # the entropy of each row
-    habits = {"looks at the token before": (weights * np.eye(len(ids), k=-1)).sum(axis=-1),
-              "looks at the first token": weights[..., 0],
-              "looks at the token itself": (weights * np.eye(len(ids))).sum(axis=-1), "looks at all alike": spread}
+    habits = {
+        "looks at the token before": (weights * np.eye(len(ids), k=-1)).sum(axis=-1),
+        "looks at the first token": weights[..., 0],
+        "looks at the token itself": (weights * np.eye(len(ids))).sum(axis=-1),
+        "looks at all alike": spread,
+    }
     names = [text_of(encoder, id) for id in ids]
     figure = Figure(figsize=(6.8, 8), layout="constrained")
     for axes, (habit, score) in zip(figure.subplots(2, 2).flat, habits.items()):
@@ -369,8 +415,10 @@ def cache():
     """Section 11: what is computed for the fifth token, without and with a cache."""
     figure = Figure(figsize=(6.2, 2.2), layout="constrained")
     axes = plain(figure, 14, 4.4)
-    for x, title, old in ((0, "without a cache: all five, again", ORANGE),
-                          (8, "with a cache: one, and the rest is read", GREY)):
+    for x, title, old in (
+        (0, "without a cache: all five, again", ORANGE),
+        (8, "with a cache: one, and the rest is read", GREY),
+    ):
         axes.text(x, 4.0, title, va="center")
         for row, name in enumerate(("x", "k", "v")):
             axes.text(x, 3.1 - row * 0.9, name, va="center")
@@ -414,8 +462,15 @@ def draw(folder):
         for make in FIGURES:
             figure = make()
             figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-            figure.savefig(os.path.join(folder, f"{make.__name__}.svg"), metadata={
-                "Date": None, "Creator": None, "Title": make.__doc__, "Description": json.dumps(drawn(figure))})
+            figure.savefig(
+                os.path.join(folder, f"{make.__name__}.svg"),
+                metadata={
+                    "Date": None,
+                    "Creator": None,
+                    "Title": make.__doc__,
+                    "Description": json.dumps(drawn(figure)),
+                },
+            )
 
 
 def main():

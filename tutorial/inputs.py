@@ -39,11 +39,21 @@ def tiny(seed=0, n_vocab=11, n_ctx=24, n_embd=6, n_layer=2):
     def norm():
         return {"g": 1 + numbers(n_embd, seed=next(seeds)) / 2, "b": numbers(n_embd, seed=next(seeds))}
 
-    blocks = [{"attn": {"c_attn": layer(n_embd, 3 * n_embd), "c_proj": layer(n_embd, n_embd)}, "ln_1": norm(),
-               "mlp": {"c_fc": layer(n_embd, 4 * n_embd), "c_proj": layer(4 * n_embd, n_embd)}, "ln_2": norm()}
-              for _ in range(n_layer)]
-    return {"wte": numbers(n_vocab, n_embd, seed=next(seeds)), "wpe": numbers(n_ctx, n_embd, seed=next(seeds)),
-            "blocks": blocks, "ln_f": norm()}
+    blocks = [
+        {
+            "attn": {"c_attn": layer(n_embd, 3 * n_embd), "c_proj": layer(n_embd, n_embd)},
+            "ln_1": norm(),
+            "mlp": {"c_fc": layer(n_embd, 4 * n_embd), "c_proj": layer(4 * n_embd, n_embd)},
+            "ln_2": norm(),
+        }
+        for _ in range(n_layer)
+    ]
+    return {
+        "wte": numbers(n_vocab, n_embd, seed=next(seeds)),
+        "wpe": numbers(n_ctx, n_embd, seed=next(seeds)),
+        "blocks": blocks,
+        "ln_f": norm(),
+    }
 
 
 def tiny_models():
@@ -76,9 +86,18 @@ def inputs(params=None, n_head=None):
         for past in 2, 0:
             for name, case in whole_layers(ids, model, 2, past):
                 cases[name].append(case)
-    cases["generate"] = [((ids, attentive(seed), 2, n), {}) for seed, ids, n in (
-        (36, [2, 3], 8), (4, [4, 1, 9], 8), (40, [2, 3], 8), (5, [4, 1, 9], 8), (16, [7], 5), (6, [3, 8, 1, 5], 0),
-        (13, [5, 6, 3, 1], 1))]
+    cases["generate"] = [
+        ((ids, attentive(seed), 2, n), {})
+        for seed, ids, n in (
+            (36, [2, 3], 8),
+            (4, [4, 1, 9], 8),
+            (40, [2, 3], 8),
+            (5, [4, 1, 9], 8),
+            (16, [7], 5),
+            (6, [3, 8, 1, 5], 0),
+            (13, [5, 6, 3, 1], 1),
+        )
+    ]
     if params is not None:
         for name, case in whole_layers([id % len(params["wte"]) for id in IDS], params, n_head, None):
             cases[name].append(case)
@@ -93,16 +112,23 @@ def small_layers():
     g, b = array(1, 2, 3, 0.5), array(0, 1, -1, 2)
     flat = array([5, 5, 5, 5], [1e-3, -1e-3, 2e-3, -2e-3])
     square = {"c_fc": {"w": numbers(3, 3, seed=2), "b": c}, "c_proj": {"w": numbers(3, 3, seed=3), "b": -c / 2}}
-    qkv = [[numbers(n, d, seed=10 * d + i) for i, n in enumerate((n_q, n_k, n_k))] for n_q, n_k, d in (
-        (3, 3, 3), (3, 3, 2), (2, 3, 4), (1, 3, 2))]
+    qkv = [
+        [numbers(n, d, seed=10 * d + i) for i, n in enumerate((n_q, n_k, n_k))]
+        for n_q, n_k, d in ((3, 3, 3), (3, 3, 2), (2, 3, 4), (1, 3, 2))
+    ]
     qkv += [[array([16, 0], [0, 16], [-4, 3]), array([8, 16], [-16, 4], [16, 0]), array([1, 2], [3, 4], [5, 6])]]
     return {
         "gelu": [((array(-3, -1, 0, 1, 3),), {}), ((np.linspace(-8, 8, 24, dtype=np.float32).reshape(4, 6),), {})],
         "softmax": [((x,), {}) for x in (row, many, row + 1000, array(row, row + 1000), numbers(2, 3, 4))],
-        "layer_norm": [((x,), {"g": g[:x.shape[-1]], "b": b[:x.shape[-1]]}) for x in (
-            array([1, 2, 3, 4], [10, 20, 30, 70]), many, flat, numbers(5, 4))],
-        "linear": [((array(1, 2),), {"w": array([1, 0, 10], [0, 1, 10]), "b": c}),
-                   ((many,), {"w": numbers(3, 3, seed=1), "b": c}), ((numbers(4, 2),), {"w": numbers(2, 3), "b": c})],
+        "layer_norm": [
+            ((x,), {"g": g[: x.shape[-1]], "b": b[: x.shape[-1]]})
+            for x in (array([1, 2, 3, 4], [10, 20, 30, 70]), many, flat, numbers(5, 4))
+        ],
+        "linear": [
+            ((array(1, 2),), {"w": array([1, 0, 10], [0, 1, 10]), "b": c}),
+            ((many,), {"w": numbers(3, 3, seed=1), "b": c}),
+            ((numbers(4, 2),), {"w": numbers(2, 3), "b": c}),
+        ],
         "ffn": [((many,), square), ((numbers(3, 2),), tiny(n_embd=2)["blocks"][0]["mlp"])],
         "attention": [((q, k, v, causal(len(q), len(k))), {}) for q, k, v in qkv],
     }
@@ -111,7 +137,7 @@ def small_layers():
 def whole_layers(ids, params, n_head, past):
     """Yields (function, (args, kwargs)) for a block and for the model, with a cache unless past is None."""
     n_embd, block = params["wte"].shape[1], params["blocks"][0]
-    x = params["wte"][ids] + params["wpe"][:len(ids)]
+    x = params["wte"][ids] + params["wpe"][: len(ids)]
     kv, cache = {}, {}
     if past is not None:
         shape = len(params["blocks"]), 2, n_head, 10, n_embd // n_head
@@ -126,7 +152,7 @@ def whole_layers(ids, params, n_head, past):
 def parts_of_a_model(params, n_head):
     """Yields (function, (args, kwargs)) for the small layers, as the first block has them, and for generate."""
     ids, block = [id % len(params["wte"]) for id in IDS], params["blocks"][0]
-    x = params["wte"][ids] + params["wpe"][:len(ids)]
+    x = params["wte"][ids] + params["wpe"][: len(ids)]
     h = RIGHT["layer_norm"](x, **block["ln_1"])
     yield "layer_norm", ((x,), block["ln_1"])
     yield "linear", ((h,), block["mlp"]["c_fc"])

@@ -22,15 +22,18 @@ from tutorial.inputs import causal
 from tutorial.mistakes import RIGHT, SOURCES, called_by, made_in, variant
 
 NAMES = [name for name in RIGHT if name != "hidden_states"]  # that one is checked, too, but nobody needs to have it
-FLOAT64 = ("The numbers are right, but float32 went in and float64 comes out: twice the memory and time. It comes from "
-           "np.tri, np.zeros or np.array without a dtype, or from a scalar of NumPy's: np.sqrt(2 / np.pi) is float64, "
-           "(2 / np.pi) ** 0.5 is a number of Python's and does no harm.")
+FLOAT64 = (
+    "The numbers are right, but float32 went in and float64 comes out: twice the memory and time. It comes from "
+    "np.tri, np.zeros or np.array without a dtype, or from a scalar of NumPy's: np.sqrt(2 / np.pi) is float64, "
+    "(2 / np.pi) ** 0.5 is a number of Python's and does no harm."
+)
 CHANGED = "It changes its argument {}: whoever called it finds other numbers there. Write x = x + 1 instead of x += 1."
 APPENDED = "It changes the caller's list {}. Begin with a copy, ids = list(inputs)."
 
 
 class Finding(NamedTuple):
     """What is said of a function. status: right, wrong, to do or waits; mistakes: their names."""
+
     function: str
     status: str
     mistakes: list = []
@@ -39,6 +42,7 @@ class Finding(NamedTuple):
 
 class Outcome(NamedTuple):
     """What a call gave: [result, *caches], or an error's name and what to say of it; what it changed and printed."""
+
     parts: list
     error: str = ""
     text: str = ""
@@ -227,8 +231,12 @@ def judge(name, function, cases, namespace, has, wrap):
         if not told and not outcomes[i].error:
             told += remarks(name, function, cases[i], outcomes[i], right[i])
         told += [("" if told else outcomes[i].error or "unknown", difference(name, cases[i], outcomes[i], right[i]))]
-    elif any(a.dtype != b.dtype for one, other in zip(outcomes, right) for a, b in zip(one.parts, other.parts)
-             if isinstance(a, np.ndarray)):
+    elif any(
+        a.dtype != b.dtype
+        for one, other in zip(outcomes, right)
+        for a, b in zip(one.parts, other.parts)
+        if isinstance(a, np.ndarray)
+    ):
         told = [("float64", FLOAT64)]
     for argument in {argument: None for one in outcomes for argument in one.changed}:
         told.append(("changes its arguments", (APPENDED if argument == "inputs" else CHANGED).format(argument)))
@@ -289,7 +297,7 @@ def stand_in(name, wrap=lambda right: right):
 
 
 def signature_of(name):
-    signature = SOURCES[name][4:SOURCES[name].index(")") + 1]
+    signature = SOURCES[name][4 : SOURCES[name].index(")") + 1]
     return signature.replace(", kv=None, past=0", "").replace(", cache=None, past=0", "")
 
 
@@ -332,8 +340,13 @@ def try_one(name, function, cases, namespace, mine):
         cases, wrap = form(name, function, cases)
         if not all(fits(function, case) for case in cases):
             found = f"def {name}{inspect.signature(function)}", f"def {signature_of(name)}"
-            finding = Finding(name, "wrong", ["arguments"], f"It is {found[0]}, and should be {found[1]}.\n"
-                              "The names matter: the checkpoint's dictionaries are handed over as **ln_1 or **c_fc.")
+            finding = Finding(
+                name,
+                "wrong",
+                ["arguments"],
+                f"It is {found[0]}, and should be {found[1]}.\n"
+                "The names matter: the checkpoint's dictionaries are handed over as **ln_1 or **c_fc.",
+            )
         else:
             finding = judge(name, function, cases, namespace, mine, wrap)
     except WaitsError as other:

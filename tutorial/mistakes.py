@@ -451,7 +451,7 @@ TABLE = [
 ]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(name, change):
     """The code of a function with its texts replaced, or None if a text is not there."""
     source = SOURCES[name]
