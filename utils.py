@@ -565,6 +565,7 @@ def run(main, *text):
             result = main(*args, **kwargs)
         if result is not None:
             print(result, flush=True)
+        _note(main, args, kwargs)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has had enough
@@ -579,6 +580,14 @@ def run(main, *text):
         if "RESOURCE_EXHAUSTED" not in str(error):  # how JAX says it
             raise
         _fail("out of memory: take a smaller model, or less at once")
+
+
+def _note(main, args, kwargs):
+    """Says so if what was given had no effect: without a temperature nothing is drawn."""
+    given = inspect.signature(main).bind(*args, **kwargs).arguments
+    unused = [f"--{name}" for name in ("top_k", "top_p", "seed") if given.get(name) is not None]
+    if "temperature" in inspect.signature(main).parameters and not given.get("temperature") and unused:
+        print(f"note: {' and '.join(unused)} matter at a --temperature above 0 only", file=sys.stderr)
 
 
 def _fail(message):

@@ -1005,6 +1005,15 @@ def test_a_chapter_run_by_its_path_says_how(module):
     assert_error(command(f"beyond/{module}.py", program=None, cwd=ROOT), f"python -m beyond.{module}")
 
 
+def test_flags_without_effect_are_told(work):
+    model = "--model_size=small", "--models_dir=models"
+    for name in "gpt2", "lookahead":
+        assert run(name, "a", 2, *model, "--top_k=3", "--seed=1")[2].endswith(
+            "note: --top_k and --seed matter at a --temperature above 0 only\n"
+        )
+        assert "note" not in run(name, "a", 2, *model, "--top_k=3", "--temperature=1")[2] + run(name, "a", 2, *model)[2]
+
+
 def test_an_older_python_is_told(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     assert_refused(run("gpt2", "a"), "needs Python 3.10")
