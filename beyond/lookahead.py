@@ -19,6 +19,7 @@ import itertools
 
 import numpy as np
 
+from beyond import combine
 import gpt2
 
 LONGEST = 16  # tokens a pass
@@ -75,6 +76,4 @@ def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none
 
 
 if __name__ == "__main__":
-    from beyond import combine
-
     combine.run(lookahead=True)

@@ -279,7 +279,7 @@ def load(model_size, models_dir, bits=8, weights=None):
 
     weights: a file; by default model.int8 or model.int4 in the model's folder. Raises ValueError or OSError.
     """
-    if bits not in GROUP or isinstance(bits, bool):
+    if not isinstance(bits, int) or bits not in GROUP:
         raise ValueError(f"bits={bits!r} must be 8 or 4")
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     model_dir = utils.folder_of(model_size, models_dir)

@@ -82,6 +82,28 @@ def write_model(folder, hparams, seed=0, scale=0.5):
     return tensors
 
 
+SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m "not slow" leaves them out
+    **dict.fromkeys(
+        ["faults", "finetune", "train", "classify", "kernels", "quantize", "gpu", "benchmark", "tutorial"], [""]
+    ),
+    **dict.fromkeys(["check", "huggingface", "download"], [""]),
+    "gpt2": ["runs_under_jax", "cache_changes_nothing"],
+    "encoder": ["every_character"],
+    "tokenizer": ["tokenizers_library"],
+    "shakespeare": ["held_out_loss", "speech"],
+    "batch": ["killed"],
+    "lookahead": ["on_text"],
+    "load": ["any_other_layout", "both_ways", "names_types", "any_byte"],
+    "attention": ["browser", "keys", "picture"],
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(part in item.name for part in SLOW.get(item.path.stem.removeprefix("test_"), ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory):
     """A folder with a model "tiny": two layers, OpenAI's vocabulary, n_ctx 64. Not to be changed; copy it for that."""

@@ -124,7 +124,9 @@ def test_the_command(tmp_path):
     assert run().stdout == plain
     guessed = run("--lookahead")
     assert guessed.stdout == plain and b"a pass" in guessed.stderr
-    (tmp_path / "numba.py").write_text("raise ImportError")
-    assert_error(run(env={"PYTHONPATH": str(tmp_path)}), "Numba", "pip install numba")
+    (tmp_path / "numba.py").write_text("raise ModuleNotFoundError(name='numba')")
+    assert_error(
+        run(env={"PYTHONPATH": str(tmp_path)}), "numba is not installed: pip install -r beyond/requirements.txt"
+    )
     assert_error(run("--bits=5"), "bits=5 must be 8 or 4")
     assert_error(run("--weights=x"), "weights='x'", "give bits")
