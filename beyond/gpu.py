@@ -45,14 +45,8 @@ import utils
 
 model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
 SPLIT = {  # the axis of each parameter that goes over the mesh's axis "model"; all else is everywhere
-    "wte": P("model"),
-    "c_attn/w": P(None, None, "model"),
-    "c_attn/b": P(None, "model"),
-    "attn/c_proj/w": P("model"),
-    "c_fc/w": P(None, "model"),
-    "c_fc/b": P("model"),
-    "mlp/c_proj/w": P("model"),
-}
+    "wte": P("model"), "c_attn/w": P(None, None, "model"), "c_attn/b": P(None, "model"), "attn/c_proj/w": P("model"),
+    "c_fc/w": P(None, "model"), "c_fc/b": P("model"), "mlp/c_proj/w": P("model")}  # fmt: skip
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_seq, n_embd], kv [2, n_head, n_total, d] -> [n_seq, n_embd], kv

@@ -433,7 +433,26 @@ def cache():
     return figure
 
 
-FIGURES = [loop, sampling, bpe, checkpoint, layers, embeddings, architecture, mask, heads, cache]
+def quantization():
+    """Section 11: what 8 and 4 bits keep of each weight between the least and the greatest that share a scale."""
+    _, _, params = load()
+    w = np.sort(params["blocks"][0]["mlp"]["c_fc"]["w"][:64, 0])  # 64 inputs of one output
+    figure = Figure(figsize=(6.8, 3), layout="constrained")
+    for axes, bits in zip(figure.subplots(1, 2, sharey=True), (8, 4)):
+        most = 2 ** (bits - 1) - 1
+        scale = np.abs(w).max() / most
+        line = np.linspace(w[0], w[-1], 2000)
+        axes.plot(line, np.rint(line / scale) * scale, color=BLUE, linewidth=1.5)
+        axes.plot(w, np.rint(w / scale) * scale, ".", color=ORANGE, markersize=7)
+        axes.set_title(f"{bits} bits: off by {np.abs(np.rint(w / scale) * scale - w).max():.4f} at most")
+        axes.set_xlabel("weight")
+        axes.set_xticks([-0.04, 0, 0.04, 0.08])
+        axes.label_outer()
+    figure.axes[0].set_ylabel("what is kept")
+    return figure
+
+
+FIGURES = [loop, sampling, bpe, checkpoint, layers, embeddings, architecture, mask, heads, cache, quantization]
 
 
 # --- files ---
