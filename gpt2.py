@@ -144,11 +144,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     return encoder.decode(generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
 
 
-def command():
+if __name__ == "__main__":
     from utils import run
 
     run(main, "prompt", "model_size", "models_dir")
-
-
-if __name__ == "__main__":
-    command()

@@ -4,8 +4,11 @@ import inspect
 import re
 
 from conftest import ROOT
+import pytest
 
 import gpt2
+import picogpt
+import utils
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -35,7 +38,7 @@ def test_every_requirement_is_needed_and_has_its_reason():
 
 def test_the_files_exist():
     files = re.findall(r"^\| `([\w./]+)` (?:\* )?\|", README, re.M)
-    assert len(files) == 30 and all((ROOT / name).exists() for name in files if not name.endswith("models/"))
+    assert len(files) == 31 and all((ROOT / name).exists() for name in files if not name.endswith("models/"))
 
 
 def test_no_line_is_wider_than_a_screen():
@@ -44,3 +47,14 @@ def test_no_line_is_wider_than_a_screen():
             assert len(line) <= 160, f"{path.name}:{number}"
     for path in [*ROOT.glob("*.py"), *ROOT.glob("beyond/*.py")]:
         assert max(map(len, path.read_text("utf-8").splitlines())) <= 120, path.name
+
+
+def test_what_pip_installs():
+    """The four files, with the core's requirements but TensorFlow, and platformdirs for where models are kept."""
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 up
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = [re.split(" *[;#]", line)[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    core = [line for line in core if line]
+    assert set(core) == {*project["dependencies"][:5], *project["optional-dependencies"]["tensorflow"]}
+    assert [line[:12] for line in project["dependencies"][5:]] == ["platformdirs"]
+    assert picogpt.generate is gpt2.generate and picogpt.__version__ == utils.VERSION
