@@ -2,8 +2,9 @@
 
     python -m beyond.batch prompts.txt --out completions.jsonl --model_size shakespeare
 
-A prompt a line goes in, a line of JSON for each comes out, in the same order: {"prompt": ..., "completion": ...}, the
-completion that gpt2.py gives for that prompt alone, or {"prompt": ..., "error": ...}.
+A prompt in each line goes in, a line of JSON for each comes out, in the same order: {"prompt": ..., "completion": ...},
+the completion that gpt2.py gives for that prompt alone (but for what beyond/lookahead.py says of rounding), or
+{"prompt": ..., "error": ...}.
 
 Decoding spends its time on reading the weights, and what has been read can serve 16 tokens as well as one. So each
 step takes the last token of every text under way, a row each, through one product per layer; only attention looks at

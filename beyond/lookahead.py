@@ -7,12 +7,15 @@ prints what gpt2.py prints and, on standard error, how many tokens came a pass:
     200 tokens in 64 passes: 3.12 a pass
 
 A pass reads every weight, whether it works on one token or on sixteen, so sixteen take only about three times as long
-as one. Where the last few tokens stood before, in prompt or output, we guess that the same follows again, and send the
-guesses through the model behind the last token. Its logits say what should have come at each place: guesses are kept up
-to the first wrong one. Dropping the rest from the cache takes nothing: past does not count them, and what comes next
-overwrites them. https://arxiv.org/abs/2304.04487 has the idea. A wrong guess costs two tokens' time and more, so here
-guesses are made all the time but sent only after two in a row came true: text that never repeats itself costs no more
-than before.
+as one. Where the last few tokens were there before, in prompt or output, we guess that the same follows again, and
+send the guesses through the model after the last token. Its logits say what should have come at each place: guesses are
+kept up to the first wrong one. Dropping the rest from the cache takes nothing: past does not count them, and what comes
+next overwrites them. https://arxiv.org/abs/2304.04487 has the idea. A wrong guess costs two tokens' time and more, so
+here guesses are made all the time but sent only after two in a row came true: text that never repeats itself costs no
+more than before.
+
+A product of several rows may round otherwise than one of one row, in the seventh digit. Where two tokens are as close
+as that, or the drawn number is as close to the border between them, the texts may part there.
 """
 
 import itertools
@@ -47,7 +50,9 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
             draft = guesses[: min(LONGEST, n_total - n) - 1] if luck >= 2 else []
             x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
             past = n
-            for logits, guessed in zip(x[-len(draft) - 1 :] @ params["wte"].T, [*draft, None]):
+            # without a draft a vector, as in gpt2.generate: a matrix of one row is rounded in another way
+            rows = x[-len(draft) - 1 :] @ params["wte"].T if draft else [x[-1] @ params["wte"].T]
+            for logits, guessed in zip(rows, [*draft, None]):
                 next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
                 if next_id == stop:
                     n_total = len(ids)
