@@ -50,9 +50,7 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
             draft = guesses[: min(LONGEST, n_total - n) - 1] if luck >= 2 else []
             x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
             past = n
-            # without a draft a vector, as in gpt2.generate: a matrix of one row is rounded in another way
-            rows = x[-len(draft) - 1 :] @ params["wte"].T if draft else [x[-1] @ params["wte"].T]
-            for logits, guessed in zip(rows, [*draft, None]):
+            for logits, guessed in zip(x[-len(draft) - 1 :] @ params["wte"].T, [*draft, None]):
                 next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
                 if next_id == stop:
                     n_total = len(ids)
