@@ -34,6 +34,7 @@ Perplexity is e to the loss of a word there; ours is given for tokens and for wo
 import collections
 import io
 import itertools
+import json
 import math
 import os
 import sys
@@ -126,6 +127,16 @@ def score_text(path, encoder, params, n_head, stride):
     )
 
 
+def token_lines(path, encoder, params, n_head, stride):
+    """Yields a JSON object for each token that score_text scores: its id, its text, and log p in nats."""
+    ids = [*beginning(encoder), *encoder.encode(files.read_text(path))]
+    found = itertools.chain.from_iterable(evaluate(iter(ids), params, n_head, stride))
+    for id, loss in zip(ids[1:], found):
+        yield json.dumps(
+            {"id": id, "token": encoder.decode([id]), "logprob": -round(float(loss), 6)}, ensure_ascii=False
+        )
+
+
 def beginning(encoder):
     """[id] of <|endoftext|>, or [] where the vocabulary has none."""
     return [encoder.encoder["<|endoftext|>"]] if "<|endoftext|>" in encoder.encoder else []
@@ -169,6 +180,7 @@ def main(
     models_dir="models",
     stride: int = None,
     *,
+    tokens=False,
     kernels=False,
     bits: int = None,
     weights: str = None,
@@ -185,6 +197,7 @@ def main(
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside gpt2.py.
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
+        tokens: Prints a line of JSON for each token of a text instead: {"id": ..., "token": ..., "logprob": ...}.
         kernels: Compiles the small layers: beyond/kernels.py.
         bits: 8 or 4: quantizes the weights: beyond/quantize.py.
         weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
@@ -193,6 +206,9 @@ def main(
     stride = hparams["n_ctx"] // 2 if stride is None else stride
     utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
     over = variant(sys.modules[__name__], gpt2=model)
+    if tokens:
+        print(*over.token_lines(text, encoder, params, hparams["n_head"], stride), sep="\n")
+        return None
     if str(text).endswith(".jsonl"):
         return over.score_last_words(text, encoder, params, hparams["n_head"])
     return over.score_text(text, encoder, params, hparams["n_head"], stride)

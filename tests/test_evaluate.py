@@ -51,6 +51,21 @@ def run(*args, **kwargs):
     )
 
 
+def test_each_token_as_json(tmp_path, shakespeare):
+    encoder, hparams, params = shakespeare
+    text = HELD_OUT.read_text("utf-8")[:900] + "é"
+    (tmp_path / "text.txt").write_text(text, "utf-8", newline="")
+    found = [json.loads(line) for line in run(tmp_path / "text.txt", "--stride=100", "--tokens").stdout.splitlines()]
+    ids = encoder.encode(text)
+    assert [one["id"] for one in found] == ids and [one["token"] for one in found] == [
+        encoder.decode([id]) for id in ids
+    ]
+    expected = pico_losses(params, np.array([encoder.encoder["<|endoftext|>"], *ids[:256]]), hparams["n_head"])
+    np.testing.assert_allclose([-one["logprob"] for one in found[:256]], expected, atol=1e-3)
+    total = float(run(tmp_path / "text.txt", "--stride=100").stdout.split()[7])
+    assert np.mean([one["logprob"] for one in found]) == pytest.approx(-total, abs=6e-5)
+
+
 def test_the_command(tmp_path, shakespeare):
     encoder, hparams, params = shakespeare
     text = HELD_OUT.read_text("utf-8")[:3000]

@@ -1,0 +1,132 @@
+"""What people expect of a command line: several samples, a stop text, fewer repetitions, text as it is made.
+
+    python -m beyond.complete "ROMEO:" --model_size shakespeare --n_samples 2 --temperature 0.8 --seed 1 --stop .
+
+prints a line of JSON for each of several samples; a single one is printed as it is, on a terminal while it is made:
+
+    "\\nCome, gentlemen"
+    "\\nI thank thee, I wot; I have beat my love\\nTo stop thy heads"
+
+The prompt passes through the model once, whatever the number of samples: each goes on from a copy of its cache.
+A repetition penalty p divides the logits of tokens that are in the text already by p where they are above 0, and
+multiplies them by p where they are not (Keskar et al. 2019, section 4.1, https://arxiv.org/abs/1909.05858, in the form
+that transformers has given it).
+"""
+
+import codecs
+import json
+import sys
+
+import numpy as np
+
+from beyond import combine
+from encoder import CHAR_TO_BYTE
+import utils
+
+
+def penalized(logits, ids, penalty):  # [n_vocab], list of int -> [n_vocab]
+    """The logits with those of ids, the text so far, made less probable."""
+    logits, seen = logits.copy(), np.unique(ids)
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    return logits
+
+
+def samples(model, inputs, params, n_head, n_tokens_to_generate, seeds, options=(0, None, None), penalty=1, stop=None):
+    """For each of seeds, an iterator of the ids that model.generate gives with it, one by one, as they are made.
+
+    options: temperature, top_k, top_p. The prompt's cache is computed once.
+    """
+    utils.check_inputs(inputs, params, n_tokens_to_generate, *options)
+    n = len(inputs)
+    shape = 2, n_head, n + n_tokens_to_generate, params["wte"].shape[1] // n_head
+    cache = [np.empty(shape, np.float32) for _ in params["blocks"]]
+    first = (
+        model.hidden_states(list(inputs), **params, n_head=n_head, cache=cache)[-1] if n_tokens_to_generate else None
+    )
+
+    def sample(seed):
+        kv, rng, ids, x = [one.copy() for one in cache], np.random.default_rng(seed), list(inputs), first
+        for past in range(n, n + n_tokens_to_generate):
+            logits = x @ params["wte"].T
+            logits = penalized(logits, ids, penalty) if penalty != 1 else logits
+            if (next_id := model.sample(logits, *options, rng)) == stop:
+                return
+            yield next_id
+            ids.append(next_id)
+            if past + 1 < n + n_tokens_to_generate:
+                x = model.hidden_states(ids[past:], **params, n_head=n_head, cache=kv, past=past)[-1]
+
+    return map(sample, seeds)
+
+
+def pieces(encoder, ids, stop):
+    """Yields the text of ids as they come, whole characters only, up to the text stop if that is not None."""
+    decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    for id in ids:
+        held += decoder.decode(bytes([CHAR_TO_BYTE[char] for char in encoder.decoder[id]]))
+        if stop and stop in held:
+            yield held.partition(stop)[0]
+            return
+        kept = len(held) - (len(stop) - 1 if stop else 0)  # what may be the beginning of stop is held back
+        if kept > 0:
+            yield held[:kept]
+            held = held[kept:]
+    yield (held + decoder.decode(b"", True)).partition(stop or "\0\0")[0]
+
+
+def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
+         top_k: int = None, top_p: float = None, seed: int = None, *, n_samples=1, stop: str = None,
+         repetition_penalty=1, keep_end=False, fit=False, kernels=False, bits: int = None,
+         weights: str = None):  # fmt: skip
+    """Continues a text with GPT-2 and prints one or several continuations.
+
+    Args:
+        prompt: The text to continue; - reads the standard input, "" begins from nothing.
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
+        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
+        models_dir: Where the models are; by default models/ beside gpt2.py.
+        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
+        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
+        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
+        seed: Likewise, the same seed, 0 or more, gives the same text: sample n is gpt2.py's with the seed seed + n - 1.
+        n_samples: How many continuations, 1 to 10000; more than one is printed as JSON, a line for each.
+        stop: A text that ends a continuation, and is not printed.
+        repetition_penalty: Above 1, what was said already becomes less probable; 1 changes nothing.
+        keep_end: Of a prompt that is too long, takes the end for which there is room.
+        fit: Adds at most as many tokens as there is room for, instead of an error.
+        kernels: Compiles the small layers: beyond/kernels.py.
+        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
+        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
+    """
+    utils.check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
+    utils.check("n_samples", n_samples, 1, 10000)
+    utils.check("repetition_penalty", repetition_penalty, 1e-3, 1e3)
+    for name, value in ("keep_end", keep_end), ("fit", fit), ("kernels", kernels):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be True or False: write --{name} alone")
+    prompt = utils.read_prompt(prompt)
+    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
+    inputs, n_ctx = utils.encode_prompt(encoder, prompt), hparams["n_ctx"]
+    if keep_end:
+        inputs = inputs[-max(1, n_ctx - (1 if fit else n_tokens_to_generate)) :]
+    n = min(n_tokens_to_generate, max(0, n_ctx - len(inputs))) if fit else n_tokens_to_generate
+    seeds = [None if seed is None else seed + i for i in range(n_samples)]
+    found = samples(model, inputs, params, hparams["n_head"], n, seeds, (temperature, top_k, top_p), repetition_penalty,
+                    encoder.encoder.get("<|endoftext|>"))  # fmt: skip
+    texts = (pieces(encoder, ids, stop) for ids in found)
+    if n_samples > 1:
+        for text in texts:
+            print(json.dumps("".join(text), ensure_ascii=False), flush=True)
+        return None
+    if not sys.stdout.isatty():
+        return "".join(next(texts))
+    try:
+        for piece in next(texts):
+            print(piece, end="", flush=True)
+    finally:  # after Ctrl-C, too, what was written is a line
+        print(flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    utils.run(main, "prompt", "model_size", "models_dir", "stop", "weights")

@@ -1,0 +1,128 @@
+"""beyond/complete.py against gpt2.generate, formulas written out, and a pseudo-terminal."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+from conftest import ROOT, assert_error, command, nested
+import golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from beyond import complete
+import gpt2
+
+pty = pytest.importorskip("pty")  # a Unix terminal
+import gpt2_pico
+
+MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("options", [(0, None, None), (1.2, None, None), (0.9, 7, 0.8)])
+def test_each_sample_is_that_of_its_seed(name, options):
+    params, hparams = MODELS[name]
+    for n_prompt, n in (1, 0), (3, 1), (5, 12), (hparams["n_ctx"] - 2, 2):
+        inputs = golden.inputs(hparams)[:n_prompt].tolist()
+        found = complete.samples(gpt2, inputs, params, hparams["n_head"], n, [0, 3, 0], options, stop=2)
+        expected = [
+            gpt2.generate(inputs, params, hparams["n_head"], n, *options, seed=seed, stop=2) for seed in (0, 3, 0)
+        ]
+        assert [list(ids) for ids in found] == expected
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.1, 1.5, 10])
+def test_the_penalty_is_that_of_transformers(penalty):
+    """Its formula, token by token, on the logits of gpt2_pico."""
+    params, hparams = MODELS["wide"]
+    inputs = [1, 2, 3, 2]
+    ids = list(inputs)
+    for _ in range(20):
+        logits = gpt2_pico.gpt2(ids, **params, n_head=hparams["n_head"])[-1].tolist()
+        for id in set(ids):
+            logits[id] = logits[id] * penalty if logits[id] < 0 else logits[id] / penalty
+        ids.append(int(np.argmax(logits)))
+    (found,) = complete.samples(gpt2, inputs, params, hparams["n_head"], 20, [None], penalty=penalty)
+    assert list(found) == ids[4:]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.text(st.sampled_from("ab.\né中👍"), max_size=30),
+    stop=st.sampled_from([None, "", "a", ".\n", "aba", "é", "👍a"]),
+    data=st.data(),
+)
+def test_the_pieces_are_the_text_up_to_the_stop(encoder, text, stop, data):
+    cut = data.draw(st.integers(0, len(text.encode())))  # bytes that are not UTF-8, too
+    ids = encoder.encode(text.encode()[cut:].decode("utf-8", "surrogateescape"))
+    found = list(complete.pieces(encoder, iter(ids), stop))
+    whole = encoder.decode(ids)
+    assert "".join(found) == (whole.partition(stop)[0] if stop else whole)
+    assert len(found) <= len(ids) + 1
+
+
+def run(*args, **kwargs):
+    return command("-m", "beyond.complete", *args, program=None, cwd=ROOT, **kwargs)
+
+
+def test_what_the_docstring_shows():
+    line, shown = re.search(
+        r"python -m beyond.complete (.*)\n\nprints[^:]*:\n\n((?:    .*\n)+)", complete.__doc__
+    ).groups()
+    done = run(*shlex.split(line))
+    assert done.returncode == 0 and done.stdout.decode() == re.sub("^    ", "", shown, flags=re.M), done.stderr
+
+
+def test_the_flags():
+    plain = command("ROMEO:", "12", "shakespeare").stdout
+    assert (
+        run("ROMEO:", "12", "shakespeare").stdout
+        == plain
+        == run("ROMEO:", "12", "shakespeare", "--repetition_penalty=1.0").stdout
+    )
+    lines = (
+        run("ROMEO:", "12", "shakespeare", "--n_samples=3", "--temperature=1", "--seed=5").stdout.decode().splitlines()
+    )
+    alone = [
+        command("ROMEO:", "12", "shakespeare", "--temperature=1", f"--seed={seed}").stdout.decode()
+        for seed in (5, 6, 7)
+    ]
+    assert [json.loads(line) + "\n" for line in lines] == alone
+    text = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")[:3000]
+    assert_error(run("-", "9", "shakespeare", input=text.encode()), "context is 256", "shorten the prompt")
+    assert run("-", "9", "shakespeare", "--keep_end", input=text.encode()).returncode == 0
+    assert_error(run("ROMEO:", "999", "shakespeare"), "context is 256")
+    assert run("ROMEO:", "999", "shakespeare", "--fit").returncode == 0
+    for flag in "--n_samples=0", "--repetition_penalty=0", "--fit=3", "--bits=5":
+        assert_error(run("ROMEO:", "9", "shakespeare", flag), flag[2:])
+
+
+def test_at_a_terminal_it_appears_as_it_is_made(tmp_path):
+    """The text, and after Ctrl-C the part that was there, ended as a line, with status 130."""
+    args = [sys.executable, "-m", "beyond.complete", "ROMEO:", "200", "shakespeare", "--temperature=1.5", "--seed=1"]
+    plain = subprocess.run(args, cwd=ROOT, capture_output=True).stdout
+    for interrupted in False, True:
+        ours, theirs = pty.openpty()
+        reset = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(args, cwd=ROOT, stdout=theirs, stderr=subprocess.DEVNULL, preexec_fn=reset) as process:
+            os.close(theirs)
+            shown = b""
+            while True:
+                try:
+                    shown += os.read(ours, 1 if interrupted and len(shown) < 20 else 4096)
+                except OSError:  # the other end is closed
+                    break
+                if interrupted and len(shown) == 20:
+                    process.send_signal(signal.SIGINT)
+            status = process.wait()
+        shown = shown.replace(b"\r\n", b"\n")
+        if interrupted and status == 130:
+            assert shown.endswith(b"\n") and plain.startswith(shown[:-1]) and len(shown) < len(plain)
+        else:  # quicker than Ctrl-C, on a fast machine
+            assert status == 0 and shown == plain
