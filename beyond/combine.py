@@ -79,11 +79,16 @@ def main(
     return encoder.decode([id for ids in found for id in ids])
 
 
-def run(**defaults):
-    """The command of a chapter: main with these flags set."""
+def chapter(**defaults):
+    """main with these flags set."""
 
     @functools.wraps(main)
     def chosen(*args, **kwargs):
         return main(*args, **{**defaults, **kwargs})
 
-    utils.run(chosen, "prompt", "model_size", "models_dir", "weights")
+    return chosen
+
+
+def run(**defaults):
+    """The command of a chapter."""
+    utils.run(chapter(**defaults), "prompt", "model_size", "models_dir", "weights")
