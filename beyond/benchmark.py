@@ -2,13 +2,13 @@
 
     python -m beyond.benchmark --out benchmark
 
-measures gpt2.py, its chapters lookahead and batch, gpt2_pico.py and those peers that are installed, and writes
-benchmark.md, benchmark.svg and benchmark.json. The shape is the 124M model's, with random weights, as speed does not
-depend on their values. Times are medians of runs that take turns, so that a noisy machine disturbs all alike; a peer,
-which is one of beyond/peers.py, runs in a process of its own, and is compared with what gpt2.py needed just before and
-just after it. Every figure stands beside the machine's own limit: a token cannot come sooner than all weights can be
-read, at the speed at which a product with one row reads a large matrix; a prompt takes two operations a weight and
-token, at the rate of a large product of matrices. A peer that is not installed is named so.
+measures gpt2.py, its chapters and those peers that are installed, and writes benchmark.md, benchmark.svg and
+benchmark.json. The shape is the 124M model's, with random weights, as speed does not depend on their values.
+
+Like is compared with like: engines whose weights are float32, of 8 bits, of 4 bits. Each is one of beyond/peers.py and
+runs in a process of its own, and its ratio is to what PicoGPT needed just before and just after it. Beside them is the
+machine's limit: a token cannot come sooner than all weights can be read, at the speed at which a product with one row
+reads a large matrix; a prompt takes two operations a weight and token, at the rate of a large product of matrices.
 """
 
 import functools
@@ -24,123 +24,117 @@ import time
 
 import numpy as np
 
-from beyond import batch, checkpoint, lookahead
-from beyond.peers import IDS, PEERS, load, medians
-import gpt2
-import gpt2_pico
+from beyond import checkpoint, files
+from beyond.peers import ENGINES, load, medians
 import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORK = {"decode 10": 1, "decode 900": 1, "prefill 10": 10, "prefill 1000": 1000}  # tokens that are worked on
+WORK = {"decode 10": 1, "decode 100": 1, "decode 900": 1, "prefill 10": 10, "prefill 100": 100, "prefill 1000": 1000}
+GROUPS = {  # who is compared; the ratios are to the first one
+    "float32": [
+        "PicoGPT kernels",
+        "gpt2.py",
+        "gpt2_pico.py",
+        "Hugging Face",
+        "JAX",
+        "CTranslate2",
+        "llama.cpp",
+    ],
+    "8 bits": ["PicoGPT int8", "gpt2.py", "CTranslate2 int8", "llama.cpp q8_0"],
+    "4 bits": ["PicoGPT int4", "gpt2.py", "llama.cpp q4_0"],
+    "one core": ["PicoGPT kernels", "gpt2.py", "PicoGPT int8"],
+}
+BYTES = {"float32": 4, "8 bits": 1, "4 bits": 0.5 + 4 / 64}  # a weight; with 4 bits, 64 share a scale
+ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+OURS = "gpt2.py", "gpt2_pico.py", "PicoGPT kernels", "PicoGPT int8", "PicoGPT int4"  # the others are peers
 PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
+MADE_BY = "python -m beyond.benchmark"
+MARKS = {  # near the beginning of each file, which by that is known to be ours
+    "md": f"`{MADE_BY}`, ",
+    "json": f'{{\n "made by": "{MADE_BY}",',
+    "svg": f"<dc:title>{MADE_BY}</dc:title>",
+}
+LIMIT = "the machine's limit"
 
 
 # --- the measurements ---
 
 
-def arrays(params):
-    return [array for _, array in checkpoint.tensors(params)]
+def measure(name, folder, env=None):
+    """What beyond/peers.py prints of an engine, and its version; a text if it is not installed, or why it failed."""
+    try:
+        package = ENGINES[name][1]
+        version = {"version": importlib.metadata.version(package)} if package else {}
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+    command = [sys.executable, "-m", "beyond.peers", name, folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    if done.returncode:
+        return " ".join([*version.values(), "failed:", done.stderr.strip().splitlines()[-1]])
+    return json.loads(done.stdout.splitlines()[-1]) | version
 
 
-def measure_ours(params, n_head, quick=None, slow=None):
-    """Median seconds of a token after 10 and 900 others and of prompts of 10 and 1000: {what: seconds}.
+def must(found):
+    """The same, unless it is why one of our own engines failed."""
+    if isinstance(found, str):
+        raise ValueError(f"PicoGPT could not be measured: {found}")
+    return found
 
-    quick, slow: {name: function}; these take turns with ours, and are in the result, too.
+
+def measure_group(names, folder, env, note):
+    """{engine: {what: seconds}}; beside has what the first one needed just before and after that engine."""
+    first, *others = names
+    runs, found = [must(measure(first, folder, env))], {first: {}}
+    for name in others:
+        note(name)
+        found[name] = measure(name, folder, env)
+        if isinstance(found[name], dict):
+            runs.append(must(measure(first, folder, env)))
+            found[name]["beside"] = {what: (runs[-2][what] + runs[-1][what]) / 2 for what in WORK}
+    found[first] = {what: float(np.median([run[what] for run in runs])) for what in WORK}
+    return found
+
+
+def limits(params, bandwidth, rate, n_bytes=4):
+    """{what: seconds} if nothing but bytes a second, to read the weights, or operations a second held us up.
+
+    n_bytes: of a weight. Where they are fewer than float32's, what operations take is not known.
     """
-    n_embd, n_ctx = params["wte"].shape[1], len(params["wpe"])
-    cache = [np.ones((2, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
-
-    def run(n, past):
-        x = gpt2.hidden_states(IDS[:n], **params, n_head=n_head, cache=cache, past=past)
-        return x[-1] @ params["wte"].T
-
-    quick = {
-        **(quick or {}),
-        "decode 10": lambda: run(1, 10),
-        "decode 900": lambda: run(1, 900),
-        "prefill 10": lambda: run(10, 0),
-    }
-    return medians(quick, 20) | medians({"prefill 1000": lambda: run(1000, 0), **(slow or {})}, 3)
-
-
-def measure_passes(params, n_head):
-    """{engine: {what: seconds}} of ours, pico and the limit."""
-    large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, more than any cache
-    a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
-
-    def pico(n):
-        return gpt2_pico.gpt2(IDS[:n], **params, n_head=n_head)
-
-    found = measure_ours(
-        params,
-        n_head,
-        {"read": lambda: large @ row, "multiply": lambda: a @ b},
-        {f"pico {n}": functools.partial(pico, n) for n in (10, 900, 1000)},
-    )
-    limit = limits(params, large.nbytes / found["read"], 2 * a.size * len(b) / found["multiply"])
-    return {
-        "the machine's limit": limit,
-        "PicoGPT": {what: found[what] for what in WORK},
-        "gpt2_pico.py": {what: found["pico " + what.split()[1]] for what in WORK},
-    }  # it reads all for each token
-
-
-def limits(params, bandwidth, rate):
-    """{what: seconds} if nothing but bytes a second, to read the weights, or operations a second held us up."""
-    used = sum(array.size for array in arrays(params)) - params["wpe"].size  # of wpe one row a token
-    token = 4 * used / bandwidth
+    used = sum(array.size for _, array in checkpoint.tensors(params)) - params["wpe"].size  # of wpe one row a token
+    token = n_bytes * used / bandwidth
     inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
-    return {
-        "decode 10": token,
-        "decode 900": token,
-        "prefill 10": max(token, 10 * inside),
-        "prefill 1000": 1000 * inside,
-    }
+    found = {what: token for what in WORK if what.startswith("decode")}
+    if n_bytes == 4:
+        found |= {what: max(token, n * inside) for what, n in WORK.items() if what.startswith("prefill")}
+    return found
 
 
-def measure_chapters(params, n_head):
-    """Rows (what, ratio, figure) of beyond/lookahead.py and beyond/batch.py, as multiples of gpt2.generate."""
-    n, rows = 100, []
-    texts = {"text that repeats": (IDS[:10], {}), "text that does not": (IDS[:10], {"temperature": 1.0, "seed": 0})}
-    for what, (inputs, options) in texts.items():
-        times = medians(
-            {
-                module: functools.partial(module.generate, inputs, params, n_head, n, **options)
-                for module in (gpt2, lookahead)
-            },
-            3,
-        )
-        n_passes = len(list(lookahead.passes(inputs, params, n_head, n, **options)))
-        rows.append(
-            (
-                f"lookahead, {what}",
-                f"{times[gpt2] / times[lookahead]:.2f} times gpt2.py",
-                f"{n / times[lookahead]:.0f} tokens/s, {n / n_passes:.1f} tokens a pass",
-            )
-        )
-    prompts = [(IDS[i : i + 10], 40, 0) for i in range(64)]
-    times = medians(
-        {0: lambda: gpt2.generate(IDS[:10], params, n_head, 40)}
-        | {
-            size: lambda size=size: list(batch.generate(prompts[:size], params, n_head, batch_size=size))
-            for size in (1, 16, 64)
-        },
-        3,
-    )
-    for size in 1, 16, 64:
-        rows.append(
-            (
-                f"batch of {size}",
-                f"{size * times[0] / times[size]:.2f} times gpt2.py",
-                f"{40 * size / times[size]:.0f} tokens/s",
-            )
-        )
+def chapters(found):
+    """Rows (what, ratio, figure) of lookahead and batches, as multiples of gpt2.py with one prompt."""
+    times = {(what, engine): seconds for what, engine, seconds in found["seconds"]}
+    passes = {(what, engine): n for what, engine, n in found["passes"]}
+    rows = []
+    for (what, engine), seconds in times.items():
+        if engine == "alone":
+            continue
+        n, alone = (100, what) if (what, engine) in passes else (40, "one prompt")
+        size = 1 if alone == what else int(what.split()[-1])
+        ratio = size * times[alone, "alone"] / seconds
+        more = f", {n / passes[what, engine]:.1f} tokens a pass" if alone == what else ""
+        name = f"lookahead, {what}" if alone == what else what
+        rows.append((f"{name}, {engine}", f"{ratio:.2f} times gpt2.py", f"{size * n / seconds:.0f} tokens/s{more}"))
     return rows
 
 
 def measure_processes(folder, n_bytes):
     """Rows of whole processes, from the command to its end, and of the memory that they take."""
-    memory = []
+    commands = {
+        "gpt2.py": ["gpt2.py"],
+        "gpt2_pico.py": ["gpt2_pico.py"],
+        "int8": ["-m", "beyond.quantize", "--kernels=True"],
+        "int4": ["-m", "beyond.quantize", "--kernels=True", "--bits=4"],
+    }
+    memory = {}
 
     def run(program, n):
         # a small process starts it, as a child's peak begins with the size of the process that it was forked from
@@ -148,34 +142,21 @@ def measure_processes(folder, n_bytes):
             "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
         )
-        command = sys.executable, os.path.join(ROOT, program), PROMPT, str(n), "random", folder
-        args = [sys.executable, "-c", code, *command]
-        peak = int(subprocess.run(args, capture_output=True, check=True).stdout)
-        memory.append(peak * 1024 if program == "gpt2.py" else 0)
+        args = [sys.executable, "-c", code, sys.executable, *commands[program], PROMPT, str(n), "random", folder]
+        peak = int(subprocess.run(args, capture_output=True, check=True, cwd=ROOT).stdout)
+        memory[program] = peak * 1024
 
-    names = [(program, n) for n in (0, 40) for program in ("gpt2.py", "gpt2_pico.py")]
+    names = [(program, n) for n in (0, 40) for program in commands]
     times = medians({name: functools.partial(run, *name) for name in names}, 3)
-    return [
-        (
-            f"the command, {n} tokens",
-            f"{times['gpt2_pico.py', n] / times['gpt2.py', n]:.2f} times gpt2_pico.py",
-            f"{times['gpt2.py', n]:.2f} s",
-        )
-        for n in (0, 40)
-    ] + [("its memory at most", f"{max(memory) / n_bytes:.2f} times the weights", f"{max(memory) / 1e9:.2f} GB")]
-
-
-def measure_peer(name, folder):
-    """What beyond/peers.py prints of a peer, and its version; a text if it is not installed, or why it failed."""
-    try:
-        version = importlib.metadata.version(PEERS[name][1])
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-    command = [sys.executable, "-m", "beyond.peers", name, folder]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        return f"{version} failed: {done.stderr.strip().splitlines()[-1]}"
-    return json.loads(done.stdout.splitlines()[-1]) | {"version": version}
+    rows = []
+    for program, n in names:
+        if program != "gpt2_pico.py":
+            ratio = f"{times['gpt2_pico.py', n] / times[program, n]:.2f} times gpt2_pico.py"
+            rows.append((f"the command, {n} tokens, {program}", ratio, f"{times[program, n]:.2f} s"))
+    for program, peak in memory.items():
+        if program != "gpt2_pico.py":
+            rows.append((f"memory, {program}", f"{peak / n_bytes:.2f} times the weights", f"{peak / 1e9:.2f} GB"))
+    return rows
 
 
 # --- the report ---
@@ -183,18 +164,28 @@ def measure_peer(name, folder):
 
 def table(result):
     """Markdown: ratios first, then the figures."""
-    engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
     lines = [
-        f"{result['machine']}, {result['date']}",
+        f"`{MADE_BY}`, {result['machine']}, {result['date']}",
         "",
-        "| tokens a second, as a multiple of PicoGPT's | decoding after 10 | after 900 | prompt of 10 | of 1000 |",
-        "|---|---|---|---|---|",
+        "| tokens a second, as a multiple of the group's first | decoding after 10 | 100 | 900 "
+        "| prompt of 10 | 100 | 1000 |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, found in engines.items():
-        ours = found.get("PicoGPT beside it", engines["PicoGPT"])
-        cells = [f"{ours[what] / found[what]:.2f} ({n / found[what]:.0f})" for what, n in WORK.items()]
-        lines.append(f"| {name} {found.get('version', '')} | ".replace("  ", " ") + " | ".join(cells) + " |")
-    absent = [f"{name}: {found}" for name, found in result["passes"].items() if isinstance(found, str)]
+    absent = []
+    for group, engines in result["groups"].items():
+        lines.append(f"| **{group}** |" + " |" * len(WORK))
+        first = next(iter(engines))
+        for name, found in engines.items():
+            if isinstance(found, str):
+                absent.append(f"{name}: {found}")
+                continue
+            ours = found.get("beside", engines[first])
+            cells = [
+                f"{ours[what] / found[what]:.2f} ({n / found[what]:.0f})" if what in found else ""
+                for what, n in WORK.items()
+            ]
+            title = f"{name} {found.get('version', '')}".strip()
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += ["", "Not measured: " + "; ".join(absent) + "."] if absent else []
     lines += ["", "| what | ratio | figure |", "|---|---|---|"]
     lines += [f"| {what} | {ratio} | {figure} |" for what, ratio, figure in result["more"]]
@@ -202,28 +193,40 @@ def table(result):
 
 
 def chart(result, path):
-    """Bars: tokens a second of each engine, decoding and reading a prompt, with the machine's limit as a line."""
+    """Bars that a phone can show: tokens a second by the size of the weights, dotted the machine's limit."""
     from matplotlib.figure import Figure
 
-    engines = {name: found for name, found in result["passes"].items() if isinstance(found, dict)}
-    limit = engines.pop("the machine's limit")
-    figure = Figure(figsize=(8, 0.6 + 0.35 * len(engines)), layout="constrained")
-    for axes, what, n, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("decode 10", "prefill 1000"),
-        (1, 1000),
-        ("decoding after 10 tokens", "reading a prompt of 1000"),
-    ):
-        rates = [n / found[what] for found in engines.values()]
-        colors = ["#c44e52" if name == "PicoGPT" else "#8c9bb0" for name in engines]
-        bars = axes.barh(list(engines), rates, color=colors)
-        axes.bar_label(bars, [f"{rate:.0f}" for rate in rates], padding=3)
-        axes.axvline(n / limit[what], color="black", linestyle=":", linewidth=1)
-        axes.set(title=title, xlabel="tokens a second (dotted: the machine's limit)")
-        axes.margins(x=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.invert_yaxis()  # of both, as they share it: the first engine on top
-    figure.savefig(path, metadata={"Date": None})
+    figure = Figure(figsize=(4, 8.4), layout="constrained")
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # so that a figure can be read on the dotted line
+    titles = {"decode 10": "Decoding: tokens a second", "prefill 1000": "Prompt of 1000: tokens a second"}
+    for axes, (what, title) in zip(figure.subplots(2, 1), titles.items()):
+        labels = []
+        for group in BYTES:
+            labels.append(group)
+            begin = len(labels)
+            for name, found in drawn(result["groups"][group], group).items():
+                rate, color = WORK[what] / found[what], "#c44e52" if name in OURS else "#8c9bb0"
+                axes.barh(len(labels), rate, 0.75, color=color)
+                axes.annotate(f" {rate:.0f} ", (rate, len(labels)), va="center", fontsize=12, bbox=white)
+                labels.append(name)
+            if what in (limit := result["groups"][group][LIMIT]):
+                axes.plot([WORK[what] / limit[what]] * 2, [begin - 0.4, len(labels) - 0.6], "k:")
+        axes.set_yticks(range(len(labels)), labels, fontsize=12)
+        for label in axes.get_yticklabels():
+            label.set_weight("bold" if label.get_text() in BYTES else "normal")
+        axes.set_title(title, fontsize=14, loc="right", pad=12)
+        axes.set_xticks([])
+        axes.margins(x=0.18)
+        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first one on top
+        axes.tick_params(length=0)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None, "Title": MADE_BY})
+
+
+def drawn(engines, group):
+    """Those that the chart shows: of gpt2.py one bar is enough."""
+    left_out = (LIMIT, "gpt2_pico.py") if group == "float32" else (LIMIT, "gpt2.py")
+    return {name: found for name, found in engines.items() if isinstance(found, dict) and name not in left_out}
 
 
 def cpu():
@@ -235,17 +238,66 @@ def cpu():
     return f"{os.cpu_count()} x {name}"
 
 
+# --- the command ---
+
+
+def chosen(peers):
+    """GROUPS, if not peers without others' engines."""
+    return {group: [name for name in names if peers or name in OURS] for group, names in GROUPS.items()}
+
+
+def write_model(hparams, folder):
+    """A model with random weights, and a vocabulary of n_vocab tokens, in the folder."""
+    shutil.copytree(os.path.join(ROOT, "models", "shakespeare"), folder)  # for its vocabulary
+    params = checkpoint.initial_params(**hparams)
+    params["wpe"] *= 0  # then greedy text soon goes round in circles, as that of a trained model does
+    checkpoint.save_model(params, hparams, folder)
+    with open(os.path.join(folder, "encoder.json"), "r+", encoding="utf-8") as file:
+        tokens = json.load(file)
+        file.seek(0)
+        more = range(len(tokens), hparams["n_vocab"])
+        json.dump({**tokens, **{f"[{id}]": id for id in more}}, file)  # only ever grows
+
+
+def check_outputs(out):
+    """Raises ValueError or OSError unless the three files may be written."""
+    for ending, mark in MARKS.items():
+        files.check_file(f"{out}.{ending}", lambda file: mark.encode() in file.read(4096))
+    with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(out))):  # the folder can be written to
+        pass
+
+
+def measure_all(work, hparams, groups, note):
+    """{"groups": {group: {engine: {what: seconds}}}, "more": rows}."""
+    folder = os.path.join(work, "random")
+    write_model(hparams, folder)
+    load_s = medians({"": lambda: load(folder)}, 5)[""]
+    params, found = load(folder)[1], {}
+    n_bytes = sum(array.nbytes for _, array in checkpoint.tensors(params))
+    machine = must(measure("limit", folder))
+    for group, names in groups.items():
+        env = ONE_CORE if group == "one core" else None
+        found[group] = measure_group(names, folder, env, lambda name, group=group: note(f"{group}: {name}"))
+        if group in BYTES:
+            found[group][LIMIT] = limits(params, machine["bandwidth"], machine["rate"], BYTES[group])
+    note("chapters")
+    more = chapters(must(measure("together", folder)))
+    note("processes")
+    more += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
+    return {"groups": found, "more": more}
+
+
 def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12, peers=True):
-    """Measures and writes OUT.md, OUT.svg and OUT.json; takes about ten minutes.
+    """Measures and writes OUT.md, OUT.svg and OUT.json; takes about fifteen minutes.
 
     Args:
         out: Where the three files go, without their endings.
-        n_vocab: The shape that is measured, by default that of 124M. From 1024 on.
-        n_ctx: From 1024 on.
+        n_vocab: The shape that is measured, by default that of 124M. 1024 or more.
+        n_ctx: 1024 or more.
         n_embd: A multiple of n_head.
         n_head: Attention heads in a block.
         n_layer: Blocks.
-        peers: Whether to measure the peers, too.
+        peers: True or False: whether to measure the peers, too.
     """
     from tqdm import tqdm
 
@@ -254,45 +306,25 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         utils.check(name, hparams[name], low, 10**7)
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    if not isinstance(peers, bool):
+        raise ValueError(f"peers={peers!r} must be True or False")
+    check_outputs(out)
+    groups = chosen(peers)
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    result = {"machine": f"{cpu()}, {versions}", "date": time.strftime("%Y-%m-%d"), "hparams": hparams}
-    with tempfile.TemporaryDirectory() as work, tqdm(total=4 + len(PEERS) * peers, disable=None) as bar:
-        folder = os.path.join(work, "random")
-        shutil.copytree(os.path.join(ROOT, "models", "shakespeare"), folder)  # for its vocabulary
-        params = checkpoint.initial_params(**hparams)
-        params["wpe"] *= 0  # then greedy text soon goes round in circles, as that of a trained model does
-        checkpoint.save_model(params, hparams, folder)
-        with open(os.path.join(folder, "encoder.json"), "r+", encoding="utf-8") as file:
-            tokens = json.load(file)
-            file.seek(0)
-            json.dump({**tokens, **{f"[{id}]": id for id in range(len(tokens), n_vocab)}}, file)  # only ever grows
+    result = {"made by": MADE_BY, "machine": f"{cpu()}, {versions}", "date": time.strftime("%Y-%m-%d")}
+    with (
+        tempfile.TemporaryDirectory() as work,
+        tqdm(total=2 + sum(len(names) - 1 for names in groups.values()), disable=None) as bar,
+    ):
 
         def note(what):
             bar.update()
             bar.set_description(what)
 
-        note("passes")
-        load_s = medians({"": lambda: load(folder)}, 5)[""]
-        params = load(folder)[1]
-        n_bytes = sum(array.nbytes for array in arrays(params))
-        result["passes"] = measure_passes(params, n_head)
-        before = result["passes"]["PicoGPT"]
-        for name in PEERS if peers else ():
-            note(name)
-            found = result["passes"][name] = measure_peer(name, folder)
-            if isinstance(found, dict):
-                after = measure_ours(params, n_head)
-                found["PicoGPT beside it"] = {what: (before[what] + after[what]) / 2 for what in WORK}
-                before = after
-        note("chapters")
-        result["more"] = measure_chapters(params, n_head)
-        note("processes")
-        result["more"] += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
-    for ending, content in ("md", table(result)), ("json", json.dumps(result, indent=1) + "\n"):
-        with open(f"{out}.{ending}", "w", encoding="utf-8") as file:
-            file.write(content)
-    chart(result, f"{out}.svg")
+        result |= {"hparams": hparams, **measure_all(work, hparams, groups, note)}
+    files.write_text(f"{out}.md", table(result))
+    files.write_text(f"{out}.json", json.dumps(result, indent=1) + "\n")
+    files.write_whole(f"{out}.svg", lambda part: chart(result, part))
     return table(result)
 
 

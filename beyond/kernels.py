@@ -21,6 +21,7 @@ from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two,
 import gpt2
 
 MOST_ROWS = 64
+FEW = 2**14  # numbers: waking another thread takes longer (3 us, and 100 if its core is busy) than such a sum
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
 
 
@@ -56,20 +57,29 @@ def gelu(x):  # any shape -> same shape
     return out
 
 
+@compiled(fastmath=FAST)
+def norm_row(x, g, b, eps, out):  # [n_embd] -> [n_embd]
+    n_embd = len(x)
+    mean = np.float32(0)
+    for j in range(n_embd):
+        mean += x[j]
+    mean /= np.float32(n_embd)
+    variance = np.float32(0)
+    for j in range(n_embd):
+        variance += (x[j] - mean) * (x[j] - mean)
+    scale = np.float32(1) / np.sqrt(variance / np.float32(n_embd) + eps)
+    for j in range(n_embd):
+        out[j] = (x[j] - mean) * scale * g[j] + b[j]
+
+
 @compiled(parallel=True, fastmath=FAST)
 def _layer_norm(x, g, b, eps, out):  # [n, n_embd] -> [n, n_embd]
-    n, n_embd = x.shape
-    for i in prange(n):
-        mean = np.float32(0)
-        for j in range(n_embd):
-            mean += x[i, j]
-        mean /= np.float32(n_embd)
-        variance = np.float32(0)
-        for j in range(n_embd):
-            variance += (x[i, j] - mean) * (x[i, j] - mean)
-        scale = np.float32(1) / np.sqrt(variance / np.float32(n_embd) + eps)
-        for j in range(n_embd):
-            out[i, j] = (x[i, j] - mean) * scale * g[j] + b[j]
+    if x.size <= FEW:
+        for i in range(len(x)):
+            norm_row(x[i], g, b, eps, out[i])
+    else:
+        for i in prange(len(x)):
+            norm_row(x[i], g, b, eps, out[i])
 
 
 def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]

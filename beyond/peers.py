@@ -1,10 +1,11 @@
-"""The engines that beyond/benchmark.py compares PicoGPT with, each on the same weights.
+"""The engines that beyond/benchmark.py compares, PicoGPT's own among them, each on the same weights.
 
     python -m beyond.peers "Hugging Face" models/124M
 
-prints, as JSON, the seconds of reading prompts of 10, 900 and 1000 tokens and of a token after each. An engine's own
-form of a model is made from the folder first, in a temporary one: names and layout differ, the numbers do not, but
-where they are rounded to int8, q8_0 or q4_0.
+prints, as JSON, the seconds of reading prompts of 10, 100 and 1000 tokens and of a token after 10, 100 and 900. Each
+engine has a process of its own, so that none inherits another's threads. Its own form of a model is made from the
+folder first, in a temporary one: names and layout differ, the numbers do not, but where they are rounded to 8 or 4
+bits.
 """
 
 import functools
@@ -16,10 +17,14 @@ import time
 
 import numpy as np
 
-from beyond import checkpoint
+from beyond import batch, checkpoint, combine, lookahead, variant
+import gpt2
+import gpt2_pico
 import utils
 
 IDS = [i * 7 % 1024 for i in range(1024)]
+LENGTHS = 10, 100, 900, 1000
+PROMPTS, TEXTS = (10, 100, 1000), (10, 100, 900)  # what is read, what a token comes after
 
 
 def medians(runs, n):
@@ -40,9 +45,84 @@ def load(folder):
 
 
 def steps(n, prefill, decode):
-    """prefill() and decode() for a prompt of n: {what: median seconds}."""
-    prefill_s = medians({"": prefill}, 3)[""]
-    return {f"prefill {n}": prefill_s, f"decode {n}": medians({"": decode}, 20)[""]}
+    """{what: median seconds} of prefill() and decode(), for a prompt of n, where the table has them."""
+    prefill_s = medians({"": prefill}, 3)[""] if n in PROMPTS else prefill()
+    found = {f"prefill {n}": prefill_s} if n in PROMPTS else {}
+    return found | ({f"decode {n}": medians({"": decode}, 20)[""]} if n in TEXTS else {})
+
+
+# --- PicoGPT ---
+
+
+def picogpt(folder, kernels=False, bits=None):
+    model, _, hparams, params = combine.load(*parts(folder), kernels, bits)
+    shape = 2, hparams["n_head"], hparams["n_ctx"], hparams["n_embd"] // hparams["n_head"]
+    cache = [np.zeros(shape, np.float32) for _ in params["blocks"]]
+
+    def run(n, past):
+        x = model.hidden_states(IDS[:n], **params, n_head=hparams["n_head"], cache=cache, past=past)
+        return x[-1] @ params["wte"].T
+
+    return merged(steps(n, functools.partial(run, n, 0), functools.partial(run, 1, n)) for n in LENGTHS)
+
+
+def pico(folder):
+    """gpt2_pico.py has no cache: it reads the whole text for each token."""
+    hparams, params = load(folder)
+    times = medians(
+        {n: functools.partial(gpt2_pico.gpt2, IDS[:n], **params, n_head=hparams["n_head"]) for n in LENGTHS}, 3
+    )
+    return merged({f"prefill {n}": seconds, f"decode {n}": seconds} for n, seconds in times.items())
+
+
+def limit(folder):
+    """The machine's: bytes a second as a product with one row reads them, operations a second of a large product."""
+    large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, more than any cache
+    a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
+    times = medians({"read": lambda: large @ row, "multiply": lambda: a @ b}, 20)
+    return {"bandwidth": large.nbytes / times["read"], "rate": 2 * a.size * len(b) / times["multiply"]}
+
+
+def together(folder):
+    """Seconds of whole texts with lookahead and in batches, {(what, engine): seconds}, and tokens a pass.
+
+    They take turns with gpt2.py, so that a noisy machine disturbs all alike.
+    """
+    engines = {
+        "gpt2.py": combine.load(*parts(folder)),
+        "kernels": combine.load(*parts(folder), True),
+        "int8": combine.load(*parts(folder), True, 8),
+    }
+    runs, passes, prompts = {}, {}, [(IDS[i : i + 10], 40, 0) for i in range(64)]
+    texts = {"text that repeats": {}, "text that does not": {"temperature": 1.0, "seed": 0}}
+    for engine, (model, _, hparams, params) in engines.items():
+        rest, guessing, many = (params, hparams["n_head"]), variant(lookahead, gpt2=model), variant(batch, gpt2=model)
+        for what, options in texts.items():
+            if engine == "gpt2.py":
+                runs[what, "alone"] = functools.partial(gpt2.generate, IDS[:10], *rest, 100, **options)
+            if engine != "kernels":
+                runs[what, engine] = functools.partial(guessing.generate, IDS[:10], *rest, 100, **options)
+                passes[what, engine] = len(list(guessing.passes(IDS[:10], *rest, 100, **options)))
+        if engine == "gpt2.py":
+            runs["one prompt", "alone"] = functools.partial(gpt2.generate, IDS[:10], *rest, 40)
+        for size in 1, 16, 64:
+            runs[f"batch of {size}", engine] = lambda size=size, many=many, rest=rest: list(
+                many.generate(prompts[:size], *rest, batch_size=size)
+            )
+    times = medians(runs, 2)
+    return {"seconds": [[*name, times[name]] for name in runs], "passes": [[*name, n] for name, n in passes.items()]}
+
+
+def parts(folder):
+    """A model's folder as model_size and models_dir."""
+    return os.path.basename(folder), os.path.dirname(folder)
+
+
+def merged(found):
+    return {what: seconds for one in found for what, seconds in one.items()}
+
+
+# --- others ---
 
 
 def hugging_face(folder):
@@ -50,7 +130,7 @@ def hugging_face(folder):
 
     model = hugging_face_model(folder)
     found, state = {}, {}
-    for n in 10, 900, 1000:
+    for n in LENGTHS:
         ids = torch.tensor([IDS[:n]])
 
         def prefill():
@@ -108,7 +188,7 @@ def jax(folder):
         return (x[-1] @ params["wte"].T).argmax(), cache
 
     found, state = {}, {"cache": [jnp.zeros(shape) for _ in range(hparams["n_layer"])]}
-    for n in 10, 900, 1000:
+    for n in LENGTHS:
 
         def run(ids, past):
             best, state["cache"] = step(jnp.array(ids), state["cache"], past)
@@ -141,7 +221,7 @@ def ctranslate2(folder, quantization="float32"):
         )
 
     found = {}
-    for n in 10, 900, 1000:  # it only tells whole generations, so a token is the difference of two
+    for n in LENGTHS:  # it only tells whole generations, so a token is the difference of two
         times = medians({more: functools.partial(generate, n, more) for more in (1, 21)}, 3)
         found |= {f"prefill {n}": times[1], f"decode {n}": (times[21] - times[1]) / 20}
     return found
@@ -212,7 +292,7 @@ def llama_cpp(folder, kind="F32"):
             verbose=False,
         )
     found = {}
-    for n in 10, 900, 1000:
+    for n in LENGTHS:
 
         def prefill():
             model.reset()
@@ -222,12 +302,19 @@ def llama_cpp(folder, kind="F32"):
     return found
 
 
-PEERS = {  # what measures it, and the package whose version it has
+ENGINES = {  # what measures it, and the package whose version it has, if it is not ours
+    "limit": (limit, None),
+    "gpt2.py": (picogpt, None),
+    "PicoGPT kernels": (functools.partial(picogpt, kernels=True), None),
+    "PicoGPT int8": (functools.partial(picogpt, kernels=True, bits=8), None),
+    "PicoGPT int4": (functools.partial(picogpt, kernels=True, bits=4), None),
+    "gpt2_pico.py": (pico, None),
+    "together": (together, None),
     "Hugging Face": (hugging_face, "transformers"),
     "JAX": (jax, "jax"),
-    "CTranslate2 float32": (ctranslate2, "ctranslate2"),
+    "CTranslate2": (ctranslate2, "ctranslate2"),
     "CTranslate2 int8": (functools.partial(ctranslate2, quantization="int8"), "ctranslate2"),
-    "llama.cpp float32": (llama_cpp, "llama-cpp-python"),
+    "llama.cpp": (llama_cpp, "llama-cpp-python"),
     "llama.cpp q8_0": (functools.partial(llama_cpp, kind="Q8_0"), "llama-cpp-python"),
     "llama.cpp q4_0": (functools.partial(llama_cpp, kind="Q4_0"), "llama-cpp-python"),
 }
@@ -237,15 +324,15 @@ def main(name, folder):
     """Measures an engine and prints JSON: the seconds of prompts, prefill 10 and so on, and of a token, decode 10.
 
     Args:
-        name: Hugging Face, JAX, CTranslate2 float32 or int8, or llama.cpp float32, q8_0 or q4_0.
+        name: Hugging Face, CTranslate2 int8 or another one; a wrong name lists them.
         folder: A model's folder; its n_ctx is at least 1024.
     """
-    if name not in PEERS:
-        raise ValueError(f"name={name} must be one of {', '.join(PEERS)}")
+    if name not in ENGINES:
+        raise ValueError(f"name={name} must be one of {', '.join(ENGINES)}")
     if (n_ctx := load(folder)[0]["n_ctx"]) < 1024:
         raise ValueError(f"{folder} has n_ctx={n_ctx}, and the prompts take 1024 tokens: give a larger model")
     try:
-        return json.dumps(PEERS[name][0](folder))
+        return json.dumps(ENGINES[name][0](folder))
     except ModuleNotFoundError as error:
         raise ValueError(f"{name} needs {error.name}, which is not installed: install it with pip") from None
 

@@ -32,21 +32,31 @@ HEADER = 2**18  # bytes, more than any model's
 GROUP = {8: None, 4: 64}  # inputs that share a scale; None: all of an output
 WORDS = {8: np.int8, 4: np.uint8}  # what a weight's bits are kept in
 FAST = {"contract", "reassoc", "nsz"}
+FEW = 2**14  # numbers: waking another thread takes longer than working on so few
 
 
 # --- the product ---
 
 
+@compiled(fastmath=FAST)
+def whole_row(x, limit, out):  # [n_in] -> [at least n_in] int16, and the scale: x is nearly out * scale
+    highest = np.float32(0)
+    for j in range(len(x)):
+        highest = max(highest, abs(x[j]))
+    factor = limit / highest if highest > 0 else np.float32(0)
+    for j in range(len(x)):
+        out[j] = np.int16(np.floor(x[j] * factor + np.float32(0.5)))
+    return highest / limit
+
+
 @compiled(parallel=True, fastmath=FAST)
-def _whole_numbers(x, limit, out, scales):  # [n, n_in] -> [n, at least n_in] int16, [n]; x is nearly out * scales
-    for i in prange(len(x)):
-        highest = np.float32(0)
-        for j in range(x.shape[1]):
-            highest = max(highest, abs(x[i, j]))
-        scales[i] = highest / limit
-        factor = limit / highest if highest > 0 else np.float32(0)
-        for j in range(x.shape[1]):
-            out[i, j] = np.int16(np.floor(x[i, j] * factor + np.float32(0.5)))
+def _whole_numbers(x, limit, out, scales):  # [n, n_in] -> [n, at least n_in], [n]
+    if x.size <= FEW:
+        for i in range(len(x)):
+            scales[i] = whole_row(x[i], limit, out[i])
+    else:
+        for i in prange(len(x)):
+            scales[i] = whole_row(x[i], limit, out[i])
 
 
 @compiled(inline="always")

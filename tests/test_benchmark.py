@@ -6,83 +6,134 @@ import pytest
 
 from beyond import benchmark, checkpoint, peers
 
-SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 2}
+SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 1}
+FLAGS = [f"--{name}={value}" for name, value in SHAPE.items()]
 
 
 def run(*args, **kwargs):
     return command("-m", "beyond.benchmark", *args, program=None, cwd=ROOT, timeout=300, **kwargs)
 
 
-def test_the_command(tmp_path):
-    done = run(f"--out={tmp_path}/new/found", *[f"--{name}={value}" for name, value in SHAPE.items()], "--peers=False")
-    assert done.returncode == 0, done.stderr.decode()
-    result, text = json.loads((tmp_path / "new/found.json").read_text()), (tmp_path / "new/found.md").read_text()
-    assert done.stdout.decode() == text + "\n" and benchmark.table(result) == text
-    assert list(result["passes"]) == ["the machine's limit", "PicoGPT", "gpt2_pico.py"] and result["hparams"] == SHAPE
-    assert all(found.keys() == benchmark.WORK.keys() and min(found.values()) > 0 for found in result["passes"].values())
-    for what in (
-        "lookahead, text that repeats",
-        "lookahead, text that does not",
-        "batch of 1 ",
-        "batch of 16",
-        "batch of 64",
-        "loading",
-        "the command, 0 tokens",
-        "the command, 40 tokens",
-        "memory",
-    ):
-        assert what in text
-    labels = (tmp_path / "new/found.svg").read_text()  # drawn as curves, with the text in a comment
-    assert "tokens a second" in labels
+def test_all_is_measured_and_written(tmp_path, monkeypatch):
+    """One engine or two of each group, and one round of processes instead of three, as each takes a second to start."""
+    groups = {"float32": ["PicoGPT kernels", "gpt2.py"], "8 bits": ["PicoGPT int8"], "4 bits": ["PicoGPT int4"]}
+    groups["one core"] = ["PicoGPT kernels", "nobody"]
+    monkeypatch.setitem(benchmark.ENGINES, "nobody", (peers.hugging_face, "no-such-package"))
+    monkeypatch.setattr(benchmark, "GROUPS", groups)
+    monkeypatch.setattr(benchmark, "medians", lambda runs, n: peers.medians(runs, 1))
+    text = benchmark.main(str(tmp_path / "found"), **SHAPE)
+    result = json.loads((tmp_path / "found.json").read_text())
+    assert text == (tmp_path / "found.md").read_text() == benchmark.table(result) and result["hparams"] == SHAPE
+    assert "Not measured: nobody: not installed." in text
+    for group, names in groups.items():
+        found = result["groups"][group]
+        assert [*found] == names + [benchmark.LIMIT] * (group in benchmark.BYTES)
+        for name in set(names) - {"nobody"}:
+            assert min(found[name][what] for what in benchmark.WORK) > 0
+    assert result["groups"]["float32"]["gpt2.py"]["beside"].keys() == benchmark.WORK.keys()
+    engines = "gpt2.py", "kernels", "int8"
+    whats = [f"batch of {size}, {engine}" for size in (1, 16, 64) for engine in engines]
+    whats += [f"lookahead, text that {does}, {engine}" for does in ("repeats", "does not") for engine in engines[::2]]
+    whats += [f"the command, {n} tokens, {program}" for n in (0, 40) for program in ("gpt2.py", "int8", "int4")]
+    whats += ["loading the weights", "memory, gpt2.py", "memory, int8", "memory, int4"]
+    assert sorted(what for what, *_ in result["more"]) == sorted(whats)
+    assert "<!-- PicoGPT int4 -->" in (tmp_path / "found.svg").read_text()  # drawn as curves, the text in a comment
+    benchmark.check_outputs(tmp_path / "found")  # what it wrote itself, it may replace
 
 
-def test_peers_are_measured_or_named(tmp_path, monkeypatch):
+def test_peers_are_left_out_if_one_says_so():
+    assert benchmark.chosen(True) == benchmark.GROUPS
+    assert benchmark.chosen(False)["8 bits"] == ["PicoGPT int8", "gpt2.py"]
+
+
+def test_what_may_not_be_written_is_refused_before_all_else(tmp_path):
+    out = tmp_path / "found"
+    for ending in "md", "json", "svg":
+        path = tmp_path / f"found.{ending}"
+        path.write_text("I ran `python -m beyond.benchmark --out found`")
+        assert_error(run(f"--out={out}", *FLAGS), path.name, "another out")
+        assert path.read_text().startswith("I ran")
+        path.unlink()
+        path.mkdir()
+        assert_error(run(f"--out={out}", *FLAGS), path.name, "a folder or a device")
+        path.rmdir()
+    assert_error(run(f"--out={out}/x", *FLAGS), str(out), "make the folder")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_engines_are_measured_or_named(tmp_path, monkeypatch):
     folder = tmp_path / "random"
     shutil.copytree(ROOT / "models" / "shakespeare", folder)
     checkpoint.save_model(checkpoint.initial_params(**SHAPE), SHAPE, str(folder))
-    found = benchmark.measure_peer("JAX", str(folder))
-    assert found.keys() == {"version", *benchmark.WORK, "decode 1000", "prefill 900"}
-    monkeypatch.setitem(benchmark.PEERS, "nobody", (peers.hugging_face, "no-such-package"))
-    assert benchmark.measure_peer("nobody", str(folder)) == "not installed"
-    assert "failed: " in benchmark.measure_peer("JAX", str(tmp_path))
+    found = benchmark.measure("JAX", str(folder))
+    assert found.keys() == {"version", *benchmark.WORK}
+    monkeypatch.setitem(benchmark.ENGINES, "nobody", (peers.hugging_face, "no-such-package"))
+    assert benchmark.measure("nobody", str(folder)) == "not installed"
+    assert "failed: " in (why := benchmark.measure("JAX", str(tmp_path)))
+    with pytest.raises(ValueError, match="failed"):
+        benchmark.must(why)
 
 
 def test_what_a_user_can_mend_is_one_line(tmp_path):
     def of(*args):
         return command("-m", "beyond.peers", *args, program=None, cwd=ROOT)
 
-    assert_error(of("nobody", "models/shakespeare"), "name=nobody", "Hugging Face, JAX, ")
+    assert_error(of("nobody", "models/shakespeare"), "name=nobody", "gpt2.py, PicoGPT kernels, ", "Hugging Face, JAX, ")
     assert_error(of("JAX", "models/shakespeare"), "models/shakespeare has n_ctx=256", "1024")
     assert_error(of("JAX", str(tmp_path)), str(tmp_path))
 
 
-def test_a_peers_ratio_is_to_ours_beside_it():
+def test_a_ratio_is_to_the_groups_first_beside_it():
     ours, beside, peer = (dict.fromkeys(benchmark.WORK, seconds) for seconds in (1.0, 6.0, 2.0))
-    result = {
-        "machine": "",
-        "date": "",
-        "more": [],
-        "passes": {"PicoGPT": ours, "peer": {**peer, "PicoGPT beside it": beside}},
+    found = {
+        "ours": ours,
+        "peer": {**peer, "beside": beside, "version": "7"},
+        "limit": {"decode 10": 0.5},
+        "nobody": "?",
     }
-    assert "| PicoGPT | 1.00 (1) |" in benchmark.table(result) and "| peer | 3.00 (0) |" in benchmark.table(result)
+    text = benchmark.table({"machine": "", "date": "", "more": [], "groups": {"float32": found}})
+    assert "| **float32** | | | | | | |\n| ours | 1.00 (1) |" in text and "| peer 7 | 3.00 (0) |" in text
+    assert "| limit | 2.00 (2) |  |" in text and "Not measured: nobody: ?." in text
+
+
+def test_the_rows_of_the_chapters():
+    """In 2 s gpt2.py makes 100 tokens or 40; lookahead 100 in 1 s; a batch of 16 in 8 s has 640."""
+    found = benchmark.chapters(
+        {
+            "seconds": [
+                ["text that repeats", "alone", 2.0],
+                ["text that repeats", "int8", 1.0],
+                ["one prompt", "alone", 2.0],
+                ["batch of 16", "int8", 8.0],
+            ],
+            "passes": [["text that repeats", "int8", 25]],
+        }
+    )
+    assert found == [
+        ("lookahead, text that repeats, int8", "2.00 times gpt2.py", "100 tokens/s, 4.0 tokens a pass"),
+        ("batch of 16, int8", "4.00 times gpt2.py", "80 tokens/s"),
+    ]
 
 
 def test_the_limits_are_what_the_docstring_says():
     """With a bandwidth and a rate of 1, a token takes as many seconds as the weights have bytes, and so on."""
     params = checkpoint.initial_params(**SHAPE)
     found = benchmark.limits(params, 1.0, 1.0)
-    blocks = 2 * 24 * (3 * 24 + 24 + 4 * 24 + 4 * 24) + 2 * (9 * 24 + 4 * 24)  # the matrices, the vectors
+    blocks = 24 * (3 * 24 + 24 + 4 * 24 + 4 * 24) + (9 * 24 + 4 * 24)  # the matrices, the vectors
     assert found["decode 10"] == found["decode 900"] == 4 * (blocks + 1024 * 24 + 2 * 24)
     assert found["prefill 1000"] == 2 * 1000 * (blocks + 2 * 24)
+    assert benchmark.limits(params, 1.0, 1.0, 1) == {f"decode {n}": found["decode 10"] / 4 for n in (10, 100, 900)}
 
 
 def test_the_readme_shows_what_was_measured():
     result = json.loads((ROOT / "beyond" / "benchmark.json").read_text())
     assert benchmark.table(result) in (ROOT / "README.md").read_text("utf-8")
+    assert benchmark.table(result) == (ROOT / "beyond" / "benchmark.md").read_text("utf-8")
     assert result["hparams"] == {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
     labels = (ROOT / "beyond" / "benchmark.svg").read_text()
-    for name, found in result["passes"].items():
-        assert (f"<!-- {name} -->" in labels) == (isinstance(found, dict) and name != "the machine's limit")
+    for group in benchmark.BYTES:
+        assert all(f"<!-- {name} -->" in labels for name in benchmark.drawn(result["groups"][group], group))
+    benchmark.check_outputs(ROOT / "beyond" / "benchmark")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +142,7 @@ def test_the_readme_shows_what_was_measured():
         (["--n_ctx=512"], ["n_ctx=512", "1024"]),
         (["--n_embd=10", "--n_head=3"], ["n_embd=10", "n_head=3"]),
         (["--n_vocab=many"], ["n_vocab='many'"]),
+        (["--peers=no"], ["peers='no'", "True or False"]),
     ],
 )
 def test_errors(flags, parts, tmp_path):
