@@ -30,7 +30,7 @@ def test_the_error_is_half_a_step_at_most(bits, shape, seed, exponent):
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from([8, 4]), SHAPES, st.integers(1, 70))
+@given(st.sampled_from([8, 4]), SHAPES, st.integers(1, 170))
 def test_multiples_of_the_scale_are_exact_and_so_is_their_product(bits, shape, n):
     rng, most = np.random.default_rng(n), 2 ** (bits - 1) - 1
     w = rng.integers(-most, most + 1, shape).astype(np.float32)
