@@ -17,6 +17,10 @@ import importlib.util
 import os
 import sys
 
+# After each product NumPy's threads go on asking for work for 2^26 cycles, on a core that kernels.py's threads need;
+# 2^10 are enough. OpenBLAS reads this when NumPy is loaded: python -m beyond.NAME comes here before.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
+
 
 def variant(module, **names):
     """A copy of the module, made from its file, in which these names mean something else. Takes two milliseconds."""
