@@ -104,8 +104,8 @@ def save_folder(params, hparams, folder, model_size, models_dir):
     """Writes a model's seven files, with the vocabulary of the model that it comes from."""
     save_model(params, hparams, folder)
     for name in "encoder.json", "vocab.bpe":
-        with open(os.path.join(utils.folder_of(model_size, models_dir), name), encoding="utf-8", newline="") as file:
-            files.write_text(os.path.join(folder, name), file.read())
+        text = files.read_text(os.path.join(utils.folder_of(model_size, models_dir), name))
+        files.write_text(os.path.join(folder, name), text)
 
 
 # --- a checkpoint ---

@@ -216,12 +216,16 @@ def load_npz(path, *names):
         ) from None
 
 
+def state_path(folder):
+    return os.path.join(folder, files.STATE)
+
+
 def write_state(folder, settings, steps, tree, history):
     """Keeps the last evaluation's state, all at once."""
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
     os.makedirs(folder, exist_ok=True)
     files.write_whole(
-        os.path.join(folder, files.STATE),
+        state_path(folder),
         lambda part: np.savez(part, settings=json.dumps(settings), steps=steps, history=history, **leaves),
     )
 
@@ -232,16 +236,14 @@ def check_state(folder, settings):
     To be called before anything takes long or is written.
     """
     files.check_new(folder)
-    path = os.path.join(folder, files.STATE)
-    if not os.path.exists(path):
+    if not os.path.exists(state_path(folder)):
         return False
-    files.same_work(folder, str(load_npz(path, "settings")["settings"]), settings)
+    files.same_work(folder, str(load_npz(state_path(folder), "settings")["settings"]), settings)
     return True
 
 
 def _saved_steps(folder):
-    path = os.path.join(folder, files.STATE)
-    return int(load_npz(path, "steps")["steps"]) if os.path.exists(path) else None
+    return int(load_npz(state_path(folder), "steps")["steps"]) if os.path.exists(state_path(folder)) else None
 
 
 def read_state(folder, settings, tree):
@@ -249,7 +251,7 @@ def read_state(folder, settings, tree):
     if not check_state(folder, settings):
         return None
     leaves, structure = jax.tree.flatten(tree)
-    saved = load_npz(os.path.join(folder, files.STATE))
+    saved = load_npz(state_path(folder))
     found = [saved.get(str(i)) for i in range(len(leaves))]
     if [np.shape(x) for x in found] != [np.shape(x) for x in leaves] or "history" not in saved:
         raise ValueError(f"{folder} holds a run of another version of this program: give another name, or remove it")
@@ -258,7 +260,7 @@ def read_state(folder, settings, tree):
 
 def finish(folder):
     """Marks the folder as finished."""
-    os.remove(os.path.join(folder, files.STATE))
+    os.remove(state_path(folder))
 
 
 # --- what the learning chapters have in common ---

@@ -17,11 +17,10 @@ kernels.model is gpt2.py with these functions; prepare only makes views, whose @
 import numpy as np
 
 from beyond import variant
-from beyond.lanes import compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
+from beyond.lanes import FEW, compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
 import gpt2
 
 MOST_ROWS = 64
-FEW = 2**14  # numbers: waking another thread takes longer (3 us, and 100 if its core is busy) than such a sum
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
 
 

@@ -22,6 +22,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
+FEW = 2**14  # numbers: waking another thread takes longer (3 us, and 100 if its core is busy) than working on so few
+
 
 def compiled(function=None, **options):
     """numba.njit that keeps its machine code for the next start, wherever Numba finds a folder to write to."""

@@ -24,7 +24,7 @@ import os
 import numpy as np
 
 from beyond import files
-from beyond.lanes import add_products, as_floats, compiled, fma, load16, no_floats, no_ints, prange, store16
+from beyond.lanes import FEW, add_products, as_floats, compiled, fma, load16, no_floats, no_ints, prange, store16
 import utils
 
 FORMAT = "PicoGPT quantized 1"
@@ -32,7 +32,6 @@ HEADER = 2**18  # bytes, more than any model's
 GROUP = {8: None, 4: 64}  # inputs that share a scale; None: all of an output
 WORDS = {8: np.int8, 4: np.uint8}  # what a weight's bits are kept in
 FAST = {"contract", "reassoc", "nsz"}
-FEW = 2**14  # numbers: waking another thread takes longer than working on so few
 
 
 # --- the product ---
