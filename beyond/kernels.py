@@ -3,10 +3,10 @@
     python -m beyond.kernels "ROMEO:" --model_size shakespeare
 
 NumPy runs gelu's seven operations one after the other over the whole array, on one core; a compiled loop (Numba) does
-all seven while a number is in a register, on all cores. Attention gains most: a query looks only at the keys up to its
-own, so neither a mask nor a score that a mask would hide is ever computed, and scores stay in the cache. And the
-product of a few rows with a matrix, which NumPy's library copies first, reads each weight once. More than MOST_ROWS
-stay with NumPy: there its library is at the limit.
+all seven, and adds the bias, while a number is in a register, on all cores. Attention gains most: a query looks only at
+the keys up to its own, so neither a mask nor a score that a mask would hide is ever computed, and scores stay in the
+cache. And the product of a few rows with a matrix, which NumPy's library copies first, reads each weight once. More
+than MOST_ROWS stay with NumPy.
 
     params = kernels.prepare(params)
     ids = kernels.model.generate(inputs, params, n_head, 40)
@@ -15,14 +15,13 @@ kernels.model is gpt2.py with these functions; prepare only makes views, whose @
 """
 
 from llvmlite.binding import get_host_cpu_features
-from numba import get_num_threads
 import numpy as np
 
 from beyond import variant
 from beyond.lanes import FEW, compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
 import gpt2
 
-# with registers of 16 numbers the product here is the faster one at any size, with smaller ones NumPy's of many rows is
+# where registers hold 16 numbers, the product here was the faster one at any size; elsewhere NumPy's library may be
 MOST_ROWS = np.inf if get_host_cpu_features().get("avx512f") else 64
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
 
@@ -128,7 +127,7 @@ def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
 @compiled(parallel=True, fastmath=FAST)
 def _row(x, w, out):  # [n_in], [n_in, n_out] -> [n, n_out], n parts of the sum
     n = len(out)
-    for part in prange(n):  # each thread reads w in the order in which it lies in memory
+    for part in prange(n):  # each reads w in the order in which it lies in memory
         out[part] = 0
         for k in range(len(x) // 4 * part // n * 4, len(x) // 4 * (part + 1) // n * 4, 4):
             for c in range(w.shape[1]):
@@ -209,7 +208,7 @@ def _product_transposed(x, w, out):  # [4 * n, 16 * m] @ [n_out, 16 * m].T
 
 def one_row(x, w, straight):  # [n_in], [n_in, n_out] -> [n_out]
     if straight:
-        parts = np.empty((get_num_threads(), w.shape[1]), np.float32)
+        parts = np.empty((8, w.shape[1]), np.float32)  # on any number of threads, so that all round alike
         _row(x, w, parts)
         return parts.sum(axis=0)
     out = np.empty(w.shape[1], np.float32)
@@ -222,9 +221,10 @@ class Matrix(np.ndarray):
 
     def __rmatmul__(self, x):  # [..., n_in] @ [n_in, n_out] -> [..., n_out]
         w = self.view(np.ndarray)
-        straight = w.flags.c_contiguous and w.shape[1] % 64 == 0
+        straight = w.flags.c_contiguous and w.shape[1] % 64 == 0 and len(w) % 4 == 0
         turned = w.flags.f_contiguous and w.shape[0] % 16 == 0 and w.shape[1] >= 4
-        if x.ndim > 2 or x.size > MOST_ROWS * len(w) or not (straight or turned) or w.dtype != x.dtype:
+        most = MOST_ROWS if straight else 64 if turned else 0
+        if x.ndim > 2 or x.size > most * len(w) or w.dtype != x.dtype:
             return x @ w
         if x.size == len(w):
             return one_row(np.ascontiguousarray(x).reshape(-1), w, straight).reshape(*x.shape[:-1], -1)
@@ -302,16 +302,24 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
         out[first : first + n] = found[:n, :d]
 
 
-@compiled(parallel=True, fastmath=FAST)
+@compiled(fastmath=FAST)
+def attend_head(q, k, v, seen, out):  # [n_q, d], [n_k, d], [n_k, d], [n_q] -> [n_q, d]
+    scale = np.float32(1) / np.sqrt(np.float32(q.shape[1]))
+    if len(q) >= 4:
+        look_together(q, packed(k), packed(v), seen, scale, out)
+    else:
+        look(q, packed(k), packed(v), seen, scale, out)
+
+
+@compiled(parallel=True)
 def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
-    (n_heads, n_q, d), shared = q.shape, q.shape[0] // len(seen)
-    scale = np.float32(1) / np.sqrt(np.float32(d))
-    for h in prange(n_heads):
-        keys, values = packed(k[h]), packed(v[h])
-        if n_q >= 4:
-            look_together(q[h], keys, values, seen[h // shared], scale, out[h])
-        else:
-            look(q[h], keys, values, seen[h // shared], scale, out[h])
+    shared = len(q) // len(seen)
+    if k.size * q.shape[1] <= FEW:
+        for h in range(len(q)):
+            attend_head(q[h], k[h], v[h], seen[h // shared], out[h])
+    else:
+        for h in prange(len(q)):
+            attend_head(q[h], k[h], v[h], seen[h // shared], out[h])
 
 
 def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [n_q, h * d]
