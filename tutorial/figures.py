@@ -7,6 +7,7 @@ gets `say`, which gives its words in one of the languages, and returns the sheet
 words and numbers, is in each file's description, too; tests/test_tutorial.py draws all anew and compares that.
 """
 
+import itertools
 import json
 import os
 import warnings
@@ -38,7 +39,7 @@ def loop(say):
     write(axes, 474, 9, say("probability of the next token"), 10, "right", bold=True)
     for row in range(4):
         y = 44 + 54 * row
-        _, end = row_of(axes, 0, y, names_of(ids), [BLUE] * n + [GREEN] * row)
+        end = row_of(axes, 0, y, names_of(ids), [BLUE] * n + [GREEN] * row)
         probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=hparams["n_head"])[-1])
         best = np.argsort(-probs, kind="stable")[:3]
         arrow(axes, (end + 4, y), (312, y))
@@ -215,7 +216,7 @@ def checkpoint(say):
             w = block[branch][name]["w"]
             width = WIDE * w.size / size_of(block)
             bar(axes, x, 102, width - 1, 40, color)
-            write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8.5, color="white")
+            write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8, color="white")
             x += width
         share = sum(array.size for _, array in flat(block[branch])) / size_of(block)
         line(axes, (start, 147), (start, 151), (x - 1, 151), (x - 1, 147), width=0.8)
@@ -256,7 +257,7 @@ def cache(say):
                 box(axes, left + 9 + 20 * i, y, 18, 20, str(i), GREY if old else ORANGE, 9)
             end = left + 20 * (n + step)
             arrow(axes, (end + 1, y), (end + 13, y))
-            row_of(axes, end + 15, y, [out[step]], GREEN, 9)
+            row_of(axes, end + 15, y, [out[step]], [GREEN], 9)
         computed = [n, *[1] * (steps - 1)] if with_cache else range(n, n + steps)
         text = " + ".join(map(str, computed)) + f" = {sum(computed)}"
         note(axes, left, 166, say("tokens computed: {}", text))
@@ -325,29 +326,23 @@ def chinese(text, *values):
 LANGUAGES = {"": str.format, ".zh": chinese}
 
 
-def drawn(figure):
-    """The words and numbers in a figure: {"texts": [...], "numbers": [...]}."""
-    texts, numbers = [], []
-    for axes in figure.axes:
-        texts += [text.get_text() for text in axes.texts]
-        for one in axes.lines:
-            numbers += [*one.get_xdata(), *one.get_ydata()]
-        for patch in axes.patches:
-            numbers += patch.get_path().vertices.ravel().tolist()[:8]
-    return {"texts": texts, "numbers": [float(f"{number:.2f}") for number in numbers]}
+def drawn(axes):
+    """The words and numbers of a sheet: {"texts": [...], "numbers": [...]}."""
+    curves = [line for graph in axes.figure.axes[1:] for line in graph.lines]
+    numbers = [*axes.numbers, *(number for line in curves for number in [*line.get_xdata(), *line.get_ydata()])]
+    return {"texts": [text.get_text() for text in axes.texts], "numbers": [round(float(x), 3) + 0 for x in numbers]}
 
 
-def draw(folder):
-    """Writes all pictures into a folder."""
+def draw(folder, figures=FIGURES):
+    """Writes pictures into a folder."""
     os.makedirs(folder, exist_ok=True)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # from the font that measures; the reader's have them
-        for make in FIGURES:
-            for language, say in LANGUAGES.items():
-                figure = make(say).figure
-                about = {"Title": make.__doc__, "Description": json.dumps(drawn(figure), ensure_ascii=False)}
-                path = os.path.join(folder, f"{make.__name__}{language}.svg")
-                figure.savefig(path, metadata={"Date": None, "Creator": None, **about})
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the font that measures, not in the reader's
+        for make, (language, say) in itertools.product(figures, LANGUAGES.items()):
+            axes = make(say)
+            about = {"Title": make.__doc__, "Description": json.dumps(drawn(axes), ensure_ascii=False)}
+            path = os.path.join(folder, f"{make.__name__}{language}.svg")
+            axes.figure.savefig(path, metadata={"Date": None, "Creator": None, **about})
 
 
 def main():
