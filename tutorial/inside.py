@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from beyond.attention import look
-from beyond.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED
+from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 import gpt2
 from tutorial.drawing import HEADS, SIGNED, arrow, bar, box, grid, label, line, note, scale, sheet, table, title, write
 import utils
@@ -48,7 +48,7 @@ def panel(axes, x, y, name, text, before, after, others=None):
     note(axes, x, y + 24, text)
     zero, unit = y + 92, 19
     high = after if others is None else others
-    for left, values, tops, color in ((x, before, before, PALE), (x + 128, after, high, BLUE)):
+    for left, values, tops, color in ((x, before, before, GREY), (x + 128, after, high, BLUE)):
         line(axes, (left - 2, zero), (left + 24 * len(values) - 4, zero), width=0.8)
         for i, value in enumerate(values):
             bar(axes, left + 24 * i, zero - unit * max(value, 0), 18, unit * abs(value), color)

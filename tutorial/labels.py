@@ -33,7 +33,9 @@ CHINESE = {
     "one block: {:,} numbers": "一个块：{:,} 个数",
     "attention": "注意力",
     "feed-forward network": "前馈网络",
-    "thin strip at the end: biases and layer norms, {:.1%}": "末尾的细条：偏置和层归一化，占 {:.1%}",
+    "thin strip: all biases and layer norms, {:.1%}; in the file they are between the matrices": (
+        "细条：全部偏置和层归一化，占 {:.1%}；在文件中，它们位于各矩阵之间"
+    ),
     "wte: one row for each of {:,} tokens; wpe: one for each of {} places": (
         "wte：{:,} 个词元各一行；wpe：{} 个位置各一行"
     ),
@@ -98,7 +100,7 @@ CHINESE = {
     "prefill": "预填充",
     "goes through the model": "经过模型计算",
     "its k and v are read from the cache": "从缓存读取它的 k 和 v",
-    "0 to {}: the prompt, {}; green: the token that comes out, and goes in next": (
+    "0 to {}: the prompt, {}; green: what comes out, and goes in next": (
         "0 到 {}：提示 {}；绿色：输出的词元，下一步的输入"
     ),
     # quantization
