@@ -145,6 +145,22 @@ def test_what_the_page_says_of_speed():
     assert factors["lookahead, text that does not, gpt2.py"] > 0.95  # "and other text no slower"
 
 
+def test_what_the_page_says_of_each_part():
+    with open(FOLDER / "parts.json", encoding="utf-8") as file:
+        losses = {name: part["loss"] for name, part in json.load(file)["parts"].items()}
+    for pattern, before, after in (
+        (r"each token is brings ([\d.]+) nats", "uniform", "counts"),
+        (r"the token before it another ([\d.]+):", "counts", "pairs"),
+        (r"One head brings ([\d.]+),", "positions", "one head"),
+        (r"the feed-forward network ([\d.]+),", "heads", "feed-forward"),
+        (r"four blocks instead of one ([\d.]+)\.\s", "feed-forward", "depth"),
+    ):
+        (said,) = re.findall(pattern, ENGLISH)
+        assert said == f"{losses[before] - losses[after]:.{len(said.partition('.')[2])}f}", pattern
+    assert abs(losses["embeddings"] - losses["pairs"]) < 0.06  # "as well as the table"
+    assert abs(losses["positions"] - losses["embeddings"]) < 0.02  # "alone bring nothing"
+
+
 def test_the_held_out_loss_of_the_exercises():
     from tutorial import session
 
