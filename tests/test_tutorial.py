@@ -15,7 +15,7 @@ import pytest
 
 import gpt2
 import gpt2_pico
-from tutorial import blocks, figures
+from tutorial import blocks, check, figures, judge
 
 FOLDER = ROOT / "tutorial"
 PAGES = {path.name: path.read_text("utf-8") for path in blocks.PAGES}
@@ -125,6 +125,22 @@ def test_the_glossary_links_to_where_a_term_is_explained():
         for term in terms.split(", "):
             stem = term.lower().removesuffix("ing").removesuffix("ion")
             assert stem in parts[link], f"{term} is not in {link}"
+
+
+def test_what_the_page_teaches_is_right_by_the_checker(tmp_path):
+    """All functions as the page has them first, with those of gpt2 that they call, but for the loop of section 3."""
+    taught = {}
+    for language, text, _ in blocks.blocks_of(ENGLISH):
+        if language == "python" and "def " in text:
+            for node in ast.parse(text).body:
+                name = getattr(node, "name", "").removeprefix("my_")
+                if name in judge.NAMES and name != "generate":
+                    taught.setdefault(name, ast.get_source_segment(text, node))
+    path = tmp_path / "mine.py"
+    source = "\n\n\n".join(taught.values()).replace("gpt2.", "").replace("def my_", "def ")
+    path.write_text("import numpy as np\n\n\n" + source, "utf-8")
+    found = {finding.function: finding.status for finding, _ in check.check_file(path)}
+    assert found == {**dict.fromkeys(judge.NAMES, "right"), "generate": "to do"}
 
 
 def test_what_the_page_says_of_speed():
