@@ -55,16 +55,16 @@ def test_the_penalty_is_that_of_transformers(penalty):
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.text(st.sampled_from("ab.\né中👍"), max_size=30),
-    stop=st.sampled_from([None, "", "a", ".\n", "aba", "é", "👍a"]),
+    stop=st.sampled_from([None, "a", ".\n", "aba", "é", "👍a"]),
     data=st.data(),
 )
 def test_the_pieces_are_the_text_up_to_the_stop(encoder, text, stop, data):
     cut = data.draw(st.integers(0, len(text.encode())))  # bytes that are not UTF-8, too
     ids = encoder.encode(text.encode()[cut:].decode("utf-8", "surrogateescape"))
-    found = list(complete.pieces(encoder, iter(ids), stop))
-    whole = encoder.decode(ids)
+    pieces, whole = encoder.decode_stream(iter(ids)), encoder.decode(ids)
+    found = list(complete.until(stop, pieces) if stop else pieces)
     assert "".join(found) == (whole.partition(stop)[0] if stop else whole)
-    assert len(found) <= len(ids) + 1
+    assert len(found) <= len(ids) + 2
 
 
 def run(*args, **kwargs):
