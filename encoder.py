@@ -27,6 +27,7 @@ Two files hold what was learned: encoder.json maps each token to its id, vocab.b
 Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al. 2019, section 2.2.
 """
 
+from codecs import getincrementaldecoder
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import chain
@@ -100,6 +101,14 @@ class Encoder:
         except KeyError as error:
             raise ValueError(f"token id {error} is not one of the {len(self.decoder)} in the vocabulary") from None
         return bytes([CHAR_TO_BYTE[char] for char in chars]).decode("utf-8", self.errors)
+
+    def decode_stream(self, ids):
+        """Yields decode(ids) in pieces, one for each id as it comes: whole characters, which may take several ids."""
+        decoder = getincrementaldecoder("utf-8")(self.errors)
+        for id in ids:
+            yield decoder.decode(bytes([CHAR_TO_BYTE[char] for char in self.decoder[id]]))
+        if rest := decoder.decode(b"", final=True):
+            yield rest
 
     def bpe(self, word):
         """The ids of one word: a tuple of int."""

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -53,6 +54,7 @@ SHA256 = {  # what can be downloaded: {model_size: {filename: hex digest, where 
     "1558M": {},
 }
 DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # where no digest is known: 4 bytes x parameters
+HUB = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}  # their names on Hugging Face
 
 TIMEOUT = 10, 30  # seconds to connect, and between two reads
 TRIES = 5  # in a row without a single new byte; half a second after the first, twice as long after each further one
@@ -78,10 +80,18 @@ def download_gpt2_files(model_size, model_dir):
             size = DATA_BYTES.get(model_size) if name == DATA else None
             if (digest or size) and os.path.exists(path) and not problem_of(path, digest, size):
                 continue
-            _fetch(url, path + ".part")
-            if problem := problem_of(path + ".part", digest, size):
-                os.remove(path + ".part")
-                raise OSError(f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address")
+            try:
+                _fetch(url, path + ".part")
+                if problem := problem_of(path + ".part", digest, size):
+                    os.remove(path + ".part")
+                    raise ConnectionError(
+                        f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address"
+                    )
+            except ConnectionError as error:
+                if model_size not in HUB:
+                    raise
+                command = f"fetch openai-community/{HUB[model_size]} --out {shlex.quote(model_dir)}"
+                raise OSError(f"{error}; Hugging Face has it, too: python -m beyond.huggingface {command}") from None
             os.replace(path + ".part", path)
 
 
@@ -121,7 +131,10 @@ def locked(folder):
 
 
 def _fetch(url, part):
-    """Appends to the file part what it still lacks of url, trying again where that may help."""
+    """Appends to the file part what it still lacks of url, trying again where that may help.
+
+    Raises ConnectionError if url does not give it, another OSError if part does not take it.
+    """
     import requests
     from tqdm import tqdm
 
@@ -135,12 +148,12 @@ def _fetch(url, part):
                 longest = max(longest, file.tell())
                 refused = getattr(getattr(error.args[0] if error.args else None, "reason", None), "__cause__", None)
                 if tries == 2 and bar.total is None and isinstance(refused, OSError):  # there never was a connection
-                    raise OSError(
+                    raise ConnectionError(
                         f"cannot fetch {url}: {refused.strerror}; check the network and GPT2_MODELS_URL, or "
                         f"take --model_size=shakespeare, which comes with this program"
                     ) from None
                 if tries == TRIES:
-                    raise OSError(
+                    raise ConnectionError(
                         f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
                         f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL"
                     ) from None
@@ -148,7 +161,9 @@ def _fetch(url, part):
                 after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
                 time.sleep(max(2 ** (tries - 2), min(int(after), 60) if after.isdigit() else 0))
             except requests.RequestException as error:
-                raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
+                raise ConnectionError(
+                    f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL"
+                ) from None
             except OSError as error:
                 raise OSError(
                     f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
@@ -465,6 +480,24 @@ def check_name(model_size):
         )
 
 
+FLAGS = {  # what --help says of the flags that several commands share; a main's docstring says the rest
+    "prompt": 'The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file; '
+    '"" begins from nothing. If it begins with a dash, write --prompt="- like this".',
+    "n_tokens_to_generate": "How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).",
+    "model_size": "124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB), shakespeare or another folder in "
+    "models_dir.",
+    "models_dir": "Where the models are; by default models/ beside gpt2.py.",
+    "temperature": "0 always takes the most probable token; the higher it is, the more chance has a say.",
+    "top_k": "At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.",
+    "top_p": "Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.",
+    "seed": "Likewise, the same seed, 0 or more, gives the same text. By default another text each time.",
+    "kernels": "Compiles the small layers: beyond/kernels.py.",
+    "bits": "8 or 4: quantizes the weights: beyond/quantize.py.",
+    "weights": "Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.",
+    "lookahead": "Guesses the next tokens, and checks all guesses at once: beyond/lookahead.py.",
+}
+
+
 def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
     """Raises ValueError for an option of generate that is out of range, naming the range."""
     check("n_tokens_to_generate", n_tokens_to_generate, 0, hint="a prompt of several words needs quotes")
@@ -527,6 +560,32 @@ def encode_prompt(encoder, prompt):
     return ids
 
 
+class Shown(str):
+    """A text that is on the terminal already."""
+
+
+def show(pieces, n_tokens):
+    """The text of pieces, one for each of at most n_tokens tokens.
+
+    Where the standard output is a terminal, each is written there as it comes, as a line that ends when they do, or
+    with Ctrl-C; then the text is Shown, so that run does not print it again. Elsewhere a bar on the standard error says
+    how far it is.
+    """
+    if sys.stdout is None or not sys.stdout.isatty():
+        from tqdm import tqdm
+
+        return "".join(tqdm(pieces, "generating", n_tokens, leave=False, disable=None))
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+            print(piece, end="", flush=True)
+    finally:
+        if text:
+            print(flush=True)
+    return Shown(text)
+
+
 def run(main, *text):
     """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
 
@@ -563,7 +622,7 @@ def run(main, *text):
         sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
         with np.errstate(all="ignore"):  # where a number leaves float32, the result says so, or an error does
             result = main(*args, **kwargs)
-        if result is not None:
+        if result is not None and not isinstance(result, Shown):
             print(result, flush=True)
         _note(main, args, kwargs)
     except KeyboardInterrupt:
@@ -646,7 +705,7 @@ def _usage(main, *words):
 def _help(main):
     """What --help prints: how to type the command, what it does, and each flag with its range and default."""
     what, _, args = inspect.getdoc(main).partition("\nArgs:\n")
-    texts = dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))
+    texts = {**FLAGS, **dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))}
     lines = [_usage(main), "", what.strip(), ""]
     for name, one in inspect.signature(main).parameters.items():
         default = "Required." if one.default is one.empty else f"Default: {one.default!r}"

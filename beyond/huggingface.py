@@ -100,8 +100,14 @@ def converted(tensors, name, by_layer):
 
 
 def check_new(out):
-    """Raises ValueError if out is there, other than as a folder in which a download has not finished a single file."""
-    if os.path.lexists(out) and not (os.path.isdir(out) and all(name.endswith(".part") for name in os.listdir(out))):
+    """Raises ValueError if out is there, other than as a folder in which gpt2.py has not finished a download."""
+    if not os.path.lexists(out):
+        return
+    names = os.listdir(out) if os.path.isdir(out) else [""]
+    whole = {name for name in names if not name.endswith(".part")}
+    # what is there of one of OpenAI's models can go, as only that model itself may take its name
+    ours = set(utils.FILES) if os.path.basename(os.path.abspath(out)) in utils.SHA256 else set()
+    if not whole <= ours or whole >= set(utils.FILES):
         raise ValueError(f"{out} is there already: use it, or name another with --out, or remove it")
 
 

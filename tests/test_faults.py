@@ -27,6 +27,7 @@ from beyond import (
     finetune,
     fit,
     gpu,
+    interactive,
     tokenizer,
     train,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "lookahead": (combine.chapter(lookahead=True), "prompt"),
     "kernels": (combine.chapter(kernels=True), "prompt"),
     "complete": (complete.main, "prompt"),
+    "interactive": (interactive.main, None),
     "batch": (batch.main, "prompts"),
     "gpu": (gpu.main, "prompt"),
     "evaluate": (evaluate.main, "text"),
@@ -820,6 +822,7 @@ LIGHT = [
     "lookahead",
     "kernels",
     "complete",
+    "interactive",
     "batch",
     "gpu",
     "evaluate",
@@ -841,6 +844,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
     model = {"model_size": "small", "models_dir": "models"}
     good = {
         "gpt2": {"prompt": "O, my", **model},
+        "interactive": model,
         "batch": {"prompts": "prompts.txt", "out": "new", **model},
         "evaluate": {"text": "text.txt", **model},
         "attention": {"prompt": "O, my", "out": "new", **model},
