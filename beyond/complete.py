@@ -1,8 +1,8 @@
-"""What people expect of a command line: several samples, a stop text, fewer repetitions, text as it is made.
+"""What people expect of a command line: several samples, a stop text, fewer repetitions.
 
     python -m beyond.complete "ROMEO:" --model_size shakespeare --n_samples 2 --temperature 0.8 --seed 1 --stop .
 
-prints a line of JSON for each of several samples; a single one is printed as it is, on a terminal while it is made:
+prints a line of JSON for each of several samples; a single one is printed as it is:
 
     "\\nCome, gentlemen"
     "\\nI thank thee, I wot; I have beat my love\\nTo stop thy heads"

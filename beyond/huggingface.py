@@ -190,6 +190,9 @@ def fetch(source, out, revision: str = None):
 def save(model_size, out, models_dir="models"):
     """Makes of a model what transformers reads: AutoModelForCausalLM.from_pretrained and AutoTokenizer's, given out.
 
+    llama.cpp's convert_hf_to_gguf.py takes it, too, if the vocabulary is GPT-2's. It knows tokenizers by the ids that
+    they give for one text, so for a vocabulary of your own its get_vocab_base_pre has to return "gpt-2" first.
+
     Args:
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.
         out: The new folder.
