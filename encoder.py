@@ -135,15 +135,17 @@ class Encoder:
 
 
 def get_encoder(model_name, models_dir):
-    """The Encoder of models_dir/model_name, from its encoder.json and vocab.bpe (a version line, then the merges).
+    """The Encoder of models_dir/model_name, from encoder.json, {token: id}, and vocab.bpe, one merge per line.
 
-    Raises ValueError unless they are a vocabulary: the tokens, in the byte alphabet, have the ids from 0 up, one each,
-    and the merges make them.
+    vocab.bpe may begin with a line "#version: 0.2". Raises ValueError unless the two are a vocabulary: the tokens, in
+    the byte alphabet, have the ids from 0 up, one each, and the merges make them.
     """
     with open(os.path.join(models_dir, model_name, "encoder.json"), encoding="utf-8") as file:
         encoder = json.load(file)
     with open(os.path.join(models_dir, model_name, "vocab.bpe"), encoding="utf-8") as file:
-        merges = file.read().split("\n")[1:]
+        merges = file.read().split("\n")
+    if merges[0].startswith("#version"):
+        del merges[0]
     check_vocabulary(encoder, merges)
     return Encoder(encoder, merges[:-1])
 

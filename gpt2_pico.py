@@ -1,7 +1,7 @@
 """GPT-2, greedy, no cache: for each new token the model runs again over all that comes before it."""
 
 import numpy as np
-from utils import check_inputs, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
+from utils import check_inputs, check_numbers, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
 
 
 def softmax(x):
@@ -38,7 +38,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate):
     check_inputs(inputs, params, n_tokens_to_generate)
     ids = list(inputs)
     for _ in range(n_tokens_to_generate):
-        ids += [int(gpt2(ids, **params, n_head=n_head)[-1].argmax())]
+        ids += [int(check_numbers(gpt2(ids, **params, n_head=n_head)[-1]).argmax())]
     return ids[len(inputs) :]
 
 

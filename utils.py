@@ -113,8 +113,8 @@ def locked(folder):
         except BlockingIOError:
             print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without such locks
-            pass
+        except OSError as error:  # a file system without such locks
+            print(f"note: {folder} cannot be locked ({error.strerror}): one download at a time", file=sys.stderr)
         yield
     finally:
         os.close(handle)
@@ -150,6 +150,8 @@ def _fetch(url, part):
             except requests.RequestException as error:
                 raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
             except OSError as error:
+                if error.errno is None:  # requests itself: the file that REQUESTS_CA_BUNDLE names is not there
+                    raise OSError(f"cannot fetch {url}: {error}; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE") from None
                 raise OSError(
                     f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
                     f"or name another folder with models_dir"
@@ -491,6 +493,13 @@ def check_inputs(inputs, params, n_tokens_to_generate, *options):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
 
+def check_numbers(array):
+    """The array, weights or what a model makes of them. Raises ValueError if something in it is not a number."""
+    if np.isnan(array).any():
+        raise ValueError("the model's weights are damaged: what they give is not a number")
+    return array
+
+
 def _short(value):
     """A value as an error shows it: the whole of it, unless that is long."""
     try:
@@ -599,8 +608,8 @@ def _parse(main, text):
     """(args, kwargs) for main from sys.argv by fire. Raises ValueError, which names what was probably meant."""
     import fire
 
-    parameters = inspect.signature(main).parameters
-    for arg, following in zip(sys.argv[1:], [*sys.argv[2:], "--"]):
+    parameters, argv = inspect.signature(main).parameters, [_at_home(arg) for arg in sys.argv[1:]]
+    for arg, following in zip(argv, [*argv[1:], "--"]):
         if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
             continue
         name = found[1].replace("-", "_")
@@ -622,7 +631,7 @@ def _parse(main, text):
     try:
         with contextlib.redirect_stderr(said):
             # fire's separator is "-", which here is a prompt
-            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*sys.argv[1:], "--", "--separator=\0"])
+            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*argv, "--", "--separator=\0"])
     except SystemExit:
         said = said.getvalue().splitlines()[0].removeprefix("ERROR: ")
         if said.startswith("Could not consume arg: "):
@@ -631,6 +640,19 @@ def _parse(main, text):
             said = f"{' and '.join(re.findall(r'[a-z_]+', said.partition(': ')[2]))} is missing"
         raise ValueError(f"{said}; see --help") from None
     return calls[0]
+
+
+INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # flags of all commands that name a file
+
+
+def _at_home(arg):
+    """--out=~/new with the home folder for ~, which shells put in only where an argument begins with it."""
+    flag, sign, value = arg.partition("=")
+    path = os.path.expanduser(value)
+    if sign and flag in ("--models_dir", "--out", "--weights"):
+        return f"{flag}={path}"
+    # an input may also be a text: predict takes either
+    return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
 
 
 def _usage(main, *words):

@@ -81,6 +81,7 @@ def page(inputs, encoder, params, n_head):
     """The page for a list of ids, as HTML."""
     weights, states = look(inputs, params, n_head)
     ids, probs = next_tokens(states, params)
+    utils.check_numbers(probs)
     lower = weights[(..., *np.tril_indices(len(inputs)))]  # [n_layer, n_head, n_seq * (n_seq + 1) / 2]
     known = sorted({*inputs, *ids.ravel().tolist()})
     data = {

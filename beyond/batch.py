@@ -276,4 +276,4 @@ def whole_records(results, lines, out, prompts, settings):
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompts", "out", "model_size", "models_dir")
+    utils.run(main, "prompts", "out", "model_size", "models_dir", "weights")

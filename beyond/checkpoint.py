@@ -78,10 +78,10 @@ CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "
 def save_model(params, hparams, folder):
     """Writes hparams.json and the checkpoint; encoder.json and vocab.bpe come from elsewhere.
 
-    Each file takes its place only when it is whole. Raises OSError if the disk is full or the folder may not be written
-    to; then all that was there is as it was.
+    They are made in a folder of their own, model.ckpt.part, and take their places only when all are whole. Raises
+    OSError if the disk is full or the folder may not be written to; then all that was there is as it was.
     """
-    part, arrays = os.path.join(folder, "part"), dict(tensors(params))
+    part, arrays = os.path.join(folder, "model.ckpt.part"), dict(tensors(params))
     shutil.rmtree(part, ignore_errors=True)  # from a run that was killed
     try:
         os.makedirs(part)

@@ -52,7 +52,7 @@ def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
     logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets) :] @ params["wte"].T
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(targets)), targets]
-    return np.log(np.exp(logits).sum(axis=-1)) - chosen, chosen == 0
+    return utils.check_numbers(np.log(np.exp(logits).sum(axis=-1)) - chosen), chosen == 0
 
 
 def evaluate(ids, params, n_head, stride):
@@ -168,9 +168,7 @@ def score_last_words(path, encoder, params, n_head):
 
 
 def perplexity(loss):
-    """e to the loss, as a text, as it may be beyond all floats. Raises ValueError for no number."""
-    if np.isnan(loss):
-        raise ValueError("the loss is not a number: the model's weights are damaged")
+    """e to the loss, as a text, as it may be beyond all floats."""
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
@@ -203,7 +201,7 @@ def main(
         weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
-    stride = hparams["n_ctx"] // 2 if stride is None else stride
+    stride = max(1, hparams["n_ctx"] // 2) if stride is None else stride
     utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
     over = variant(sys.modules[__name__], gpt2=model)
     if tokens:

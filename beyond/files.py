@@ -184,8 +184,8 @@ def lock(file):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is writing to {file.name}: wait for it, or give another out") from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:  # a file system without locks
+        print(f"note: {file.name} cannot be locked ({error.strerror}): one run at a time", file=sys.stderr)
 
 
 # --- the same work ---

@@ -198,6 +198,16 @@ def test_a_long_word_costs_n_log_n(encoder, monkeypatch):
         assert n / 2 < len(pops) < 3 * n and max(pops) < n
 
 
+def test_a_list_of_merges_without_a_version_line(tmp_path, encoder, oracle):
+    (tmp_path / "encoder.json").write_bytes((VOCABULARY / "encoder.json").read_bytes())
+    version, merges = (VOCABULARY / "vocab.bpe").read_bytes().split(b"\n", 1)
+    assert version.startswith(b"#version")
+    (tmp_path / "vocab.bpe").write_bytes(merges)
+    found = bpe.get_encoder("", str(tmp_path))
+    assert found.bpe_ranks == encoder.bpe_ranks and len(found.bpe_ranks) == 50000
+    assert found.encode("ROMEO: the thing") == oracle.encode_ordinary("ROMEO: the thing")
+
+
 def test_ids_that_are_not_in_the_vocabulary(encoder):
     for id in (50257, -1, "a"):
         with pytest.raises(ValueError, match=f"{id!r} is not one of the 50257"):

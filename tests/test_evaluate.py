@@ -144,6 +144,14 @@ def test_errors(tmp_path, name, content, parts):
     assert_error(run(tmp_path / name), *parts)
 
 
+def test_a_perplexity_beyond_all_floats():
+    assert (
+        evaluate.perplexity(2) == "7.39"
+        and evaluate.perplexity(710) == "e^710"
+        and evaluate.perplexity(1e4) == "e^10000"
+    )
+
+
 def test_the_strides_range(tmp_path):
     assert_error(run(HELD_OUT, "--stride=257"), "stride=257", "256")
     assert_error(run(tmp_path / "none.txt"), "No such file", "none.txt")

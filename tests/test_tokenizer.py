@@ -66,6 +66,12 @@ def test_each_merge_was_the_most_frequent_pair():
         words = [tokenizer.join(word, merge) for word in words]
 
 
+def test_of_equally_frequent_pairs_the_older_tokens_come_first():
+    """ab and z are as often side by side as c and d, but ab is a newer token than c."""
+    assert tokenizer.learn("abz\nabz\nabq\ncd\ncd", 259) == [("a", "b"), ("c", "d")]
+    assert tokenizer.learn("ba\nab", 258) == [("a", "b")]
+
+
 @settings(max_examples=500, deadline=None)
 @given(text=texts)
 def test_the_encoding_is_tiktokens_with_the_same_two_files(folder, text):
