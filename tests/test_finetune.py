@@ -238,7 +238,7 @@ def test_tasks_are_learned_and_answers_end(tmp_path):
         .format(instruction="Who rules?", input="Scotland")
     )
     assert prompt == finetune.prompt_of("Who rules?", "Scotland") == "Instruction: Who rules?\nInput: Scotland\nAnswer:"
-    done = command(prompt, "--model_size=kings", f"--models_dir={tmp_path}")
+    done = command(prompt, "20", "--model_size=kings", f"--models_dir={tmp_path}")
     assert done.stdout.decode() == " Duncan\n"
 
 
