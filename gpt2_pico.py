@@ -47,7 +47,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
     Args:
         prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, from 0 up; with the prompt at most n_ctx (1024).
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside this program."""
     prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)

@@ -110,7 +110,7 @@ def save_folder(params, hparams, folder, model_size, models_dir):
 
 # --- a checkpoint ---
 
-RESTART = 16  # every so many entries a name is given in full, for readers that search by halves
+RESTART = 16  # after so many entries a name is given in full, for binary search
 
 
 def save_checkpoint(prefix, names, tensor):
@@ -128,7 +128,7 @@ def save_checkpoint(prefix, names, tensor):
             offset += len(data)
     with open(f"{prefix}.index", "wb") as file:
         file.write(table(entries))
-    with open(f"{prefix}.meta", "wb") as file:  # here TensorFlow 1 kept its graph, which nothing reads: an empty one
+    with open(f"{prefix}.meta", "wb") as file:  # TensorFlow 1 kept its graph here, which nothing reads: an empty one
         file.write(b"\x0a\x00")
 
 
@@ -181,5 +181,5 @@ def block(data):
 
 
 def varint(n):
-    """A whole number, seven bits a byte, the low ones first; the high bit says that more follow."""
+    """A whole number, seven bits per byte, low ones first; the high bit says that more follow."""
     return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + varint(n // 128)

@@ -377,7 +377,7 @@ def test_two_processes_at_once(fetch, server, files):
 
 
 def test_a_full_disk(fetch, server, files):
-    """A limit on the size of a file stands in for the full disk: to the program both are a failing write."""
+    """A limit on the size of a file in place of the full disk: to the program both are a failing write."""
     limit = textwrap.dedent("""
         import resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

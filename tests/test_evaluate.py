@@ -157,7 +157,7 @@ def test_the_strides_range(tmp_path):
     assert_error(run(tmp_path / "none.txt"), "No such file", "none.txt")
 
 
-def test_the_papers_figures_stand_where_a_reader_looks():
+def test_the_papers_figures_are_where_a_reader_looks():
     said = command("-m", "beyond.evaluate", "--help", program=None, cwd=ROOT).stdout.decode()
     for figure in "29.41", "18.34", "45.99", "63.24":
         assert figure in said and figure in evaluate.__doc__

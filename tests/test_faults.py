@@ -578,7 +578,7 @@ def test_tables_of_any_kind(work, table, part):
         assert_refused(found, "table.csv", part)
 
 
-def test_a_class_stands_in_its_own_column(work):
+def test_a_class_is_in_its_own_column(work):
     """Rows may be shorter than the first one, but not longer: their cells would be under other names."""
     shutil.copytree(work / "models" / "small", work / "new")
     np.savez(work / "new" / "cls_head.npz", cls_head=np.ones((16, 2), np.float32), classes=["x", "x"])
@@ -689,7 +689,7 @@ def test_json_of_any_kind(work, content):
         assert_refused(run("gpt2", "a", 2, name, "models"), name)
 
 
-def test_steps_and_minutes_from_the_least_on(work):
+def test_steps_and_minutes_down_to_the_least(work):
     for flags in ["--steps=1"], ["--minutes=0.01"]:
         args = [arg for arg in RUNS["train"] if not arg.startswith("--steps")]
         status, out, err = run("train", *args, *flags)
@@ -797,7 +797,7 @@ def test_a_line_that_fails_does_not_take_the_others_along(work):
 
 
 def test_a_disk_that_is_full(work):
-    """A limit on the size of files stands in for it."""
+    """Here a limit on the size of files, which has the same effect."""
     code = """
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -73,7 +73,7 @@ def test_nothing_changes_before_the_first_step_and_then_what_the_method_says(par
         assert float(loss(moved(params, trained), row, None, params)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_adapter_is_a_network_behind_each_half_of_the_block(params):
+def test_an_adapter_is_a_network_after_each_half_of_the_block(params):
     trained, n_head, x = (
         moved(params, finetune.begin(params, "adapter", 1, 3, 0)),
         HPARAMS["n_head"],

@@ -46,7 +46,7 @@ def test_the_merges_are_those_of_the_tokenizers_library():
 
 
 def frequencies(merges, pair):
-    """How often a pair stands in TEXT once these merges are made: counted anew, over the whole text."""
+    """How often a pair occurs in TEXT after these merges, counted over the whole text."""
     encoder = Encoder({token: 0 for token in BYTE_TO_CHAR.values()}, merges)
     total = 0
     for word in tokenizer.WORDS.findall(TEXT):
