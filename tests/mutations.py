@@ -50,7 +50,7 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("utils.py", "min(int(after), 60)", "int(after)", "download", "trouble_that_passes"),
     ("utils.py", "tries = 1 if file.tell() > longest else tries + 1", "tries += 1", "download", "dropped"),
     ("utils.py", 'if status == 416 and content_range == f"bytes */{have}":', "if status == 416:", "download", "earlier"),
-    ("utils.py", "if total is not None and file.tell() != total:", "if False:", "download", "dropped"),
+    ("utils.py", "if total is not None and file.tell() != total:", "if False:", "download", "ends_early"),
     ("utils.py", "if found.hexdigest() != digest:", "if False:", "download", "not_the_models"),
     ("utils.py", "if error.errno is None:", "if False:", "download", "certificates"),
     # a checkpoint

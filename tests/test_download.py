@@ -154,6 +154,20 @@ def test_a_dropped_connection_is_resumed(fetch, server, files):
     )  # from where it broke off, not from the beginning
 
 
+def test_a_connection_that_ends_early_without_an_error(tmp_path, monkeypatch):
+    """As with urllib3 1, which does not compare the bytes that came with those that were promised."""
+    import contextlib
+
+    import requests
+    from tqdm import tqdm
+
+    short = types.SimpleNamespace(status_code=200, headers={"Content-Length": "10"}, iter_content=lambda n: [b"12345"])
+    monkeypatch.setattr(requests, "get", lambda *args, **kwargs: contextlib.nullcontext(short))
+    with open(tmp_path / "x.part", "ab", buffering=0) as file:
+        with pytest.raises(requests.ConnectionError, match="got 5 of 10 bytes"):
+            utils._fetch_rest("http://x/y", file, tqdm(disable=True))
+
+
 def test_a_server_without_range_begins_anew(fetch, server, files):
     def behave(handler, name, body):
         if name == utils.DATA:
