@@ -161,7 +161,7 @@ def check_vocabulary(encoder, merges):  # {token: id}, lines
     if strange := set("".join(encoder)).difference(CHAR_TO_BYTE):
         raise ValueError(f"a token of encoder.json has {min(strange)!r}, which is not one of the 256 bytes' characters")
     if merges[-1:] != [""]:
-        raise ValueError("the last line of vocab.bpe has no end: the file was cut short")
+        raise ValueError("vocab.bpe was cut short: its last line has no end")
     if strange := [line for line in merges[:-1] if line.count(" ") != 1]:
         raise ValueError(f"vocab.bpe has the line {strange[0]!r}, which is not two tokens")
     made = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[: len(merges) - 1])
