@@ -57,7 +57,7 @@ DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # where no digest 
 HUB = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}  # their names on Hugging Face
 
 TIMEOUT = 10, 30  # seconds to connect, and between two reads
-TRIES = 5  # in a row without a single new byte; half a second after the first, twice as long after each further one
+TRIES = 5  # in a row without a single new byte; the wait is half a second after the first, and doubles each time
 RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP answers that may be better next time
 
 
@@ -96,7 +96,7 @@ def download_gpt2_files(model_size, model_dir):
 
 
 def problem_of(path, digest, size):
-    """What is wrong with a file of which digest and size may be known, or None."""
+    """What is wrong with a file whose digest and size may be known, or None."""
     if size and os.path.getsize(path) != size:
         return f"has {os.path.getsize(path):,} bytes instead of {size:,}"
     if digest:
@@ -123,15 +123,15 @@ def locked(folder):
         except BlockingIOError:
             print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without such locks
-            pass
+        except OSError as error:  # a file system without such locks
+            print(f"note: {folder} cannot be locked ({error.strerror}): one download at a time", file=sys.stderr)
         yield
     finally:
         os.close(handle)
 
 
 def _fetch(url, part):
-    """Appends to the file part what it still lacks of url, trying again where that may help.
+    """Appends to the file part what is still missing of url, trying again where that may help.
 
     Raises ConnectionError if url does not give it, another OSError if part does not take it.
     """
@@ -165,6 +165,8 @@ def _fetch(url, part):
                     f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL"
                 ) from None
             except OSError as error:
+                if error.errno is None:  # requests itself: the file that REQUESTS_CA_BUNDLE names is not there
+                    raise OSError(f"cannot fetch {url}: {error}; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE") from None
                 raise OSError(
                     f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
                     f"or name another folder with models_dir"
@@ -172,7 +174,7 @@ def _fetch(url, part):
 
 
 def _fetch_rest(url, file, bar):
-    """One request for the bytes of url from the end of file on. Raises requests.ConnectionError if some are missing."""
+    """One request for the bytes of url after those in file. Raises requests.ConnectionError if some are missing."""
     import requests
 
     have = file.seek(0, os.SEEK_END)
@@ -186,15 +188,15 @@ def _fetch_rest(url, file, bar):
         if status == 416 and content_range == f"bytes */{have}":
             return  # Range Not Satisfiable: nothing was missing
         if have and not (status == 206 and content_range.startswith(f"bytes {have}-")):
-            have = file.seek(file.truncate(0))  # a server without Range begins anew, and so do we
+            have = file.seek(file.truncate(0))  # a server without Range starts over, and so do we
             if status != 200:
                 raise requests.ConnectionError(f"HTTP {status} with Content-Range {content_range!r}", response=response)
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
         bar.total, bar.n = total, have
-        for block in response.iter_content(2**16):  # what a broken connection delivers of a block is lost
+        for block in response.iter_content(2**16):  # a block cut off by a broken connection is lost
             bar.update(len(block))
-            while block:  # a disk that is nearly full takes a part of it first
+            while block:  # a nearly full disk may take only part of it
                 block = block[file.write(block) :]
     if total is not None and file.tell() != total:
         raise requests.ConnectionError(f"got {file.tell():,} of {total:,} bytes")
@@ -334,14 +336,14 @@ def _read_index(path):
     def block(handle):  # a handle: offset and size
         offset, at = _varint(handle, 0)
         size, _ = _varint(handle, at)
-        end = offset + size + 1  # a byte follows that says if the block is compressed, and a checksum
+        end = offset + size + 1  # then a byte that says whether the block is compressed, and a checksum
         if table[end - 1] or _crc32c(table[offset:end]) != int.from_bytes(table[end : end + 4], "little"):
             raise ValueError
         return _entries(table[offset : end - 1])
 
     found, n_shards = {}, 1
     try:
-        _, at = _varint(table[-48:], 0)  # the first of two handles is of no interest here
+        _, at = _varint(table[-48:], 0)  # the first of the two handles is not needed
         _, at = _varint(table[-48:], at)
         for _, handle in block(table[-48 + at :]):
             for name, value in block(handle):
@@ -405,7 +407,7 @@ def _fields(message, repeated=False):
 
 
 def _map(tf_ckpt_path, shapes, index):
-    """The arrays {name: array} cut from the mapped data file, or None if some are not plain float32 there."""
+    """The arrays {name: array}, views of the mapped data file; None if some are not plain float32 there."""
     entries = {name: index[f"model/{name}"] for name in shapes}
     if any(dtype != 1 or offset % 4 or sliced for dtype, _, offset, _, sliced in entries.values()):
         return None
@@ -421,7 +423,7 @@ def _map(tf_ckpt_path, shapes, index):
 
 
 def _read_with_tensorflow(tf_ckpt_path, shapes):
-    with silent_stderr():  # TensorFlow has much to say about the machine while it is imported
+    with silent_stderr():  # TensorFlow prints a lot about the machine when it is imported
         try:
             import tensorflow as tf
         except ImportError:
@@ -439,14 +441,14 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
             reader = tf.train.load_checkpoint(os.path.join(work, "model"))
             for name, shape in shapes.items():
                 arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32).reshape(shape)
-    except Exception as error:  # its reader raises many kinds, for a file that is cut short even IndexError
+    except Exception as error:  # its reader raises many kinds, even IndexError for a truncated file
         raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {str(error).splitlines()[0]}") from None
     return arrays
 
 
 @contextlib.contextmanager
 def silent_stderr():
-    """Within, whatever is written to the standard error, by C++ code too, goes nowhere."""
+    """Inside the block, standard error goes nowhere, C++ code's included."""
     sys.stderr.flush()
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -524,6 +526,13 @@ def check_inputs(inputs, params, n_tokens_to_generate, *options):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
 
+def check_numbers(array):
+    """The array, weights or what a model makes of them. Raises ValueError if something in it is not a number."""
+    if np.isnan(array).any():
+        raise ValueError("the model's weights are damaged: what they give is not a number")
+    return array
+
+
 def _short(value):
     """A value as an error shows it: the whole of it, unless that is long."""
     try:
@@ -534,9 +543,9 @@ def _short(value):
 
 
 def read_prompt(prompt):
-    """The prompt itself; for "-", or for none where the standard input is no terminal, what is there.
+    """The prompt itself; or, for "-" and for no prompt at all unless a terminal is attached, the standard input.
 
-    A last line's end is cut off, as a shell does in $(...), and so is the byte-order mark that some editors put first.
+    The final newline is removed, as in a shell's $(...), and so is the byte-order mark that some editors write first.
     Bytes that are not UTF-8 become lone surrogates.
     """
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
@@ -593,7 +602,7 @@ def run(main, *text):
     MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
     text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0.
     """
-    for fd in 0, 1, 2:  # if one is closed, the next file that is opened would take its place, and what is printed
+    for fd in 0, 1, 2:  # if one is closed, the next file opened would take its number, and receive what we print
         try:
             os.fstat(fd)
         except OSError:
@@ -619,7 +628,7 @@ def run(main, *text):
         args, kwargs = _parse(main, text)
         if sys.stdout is None:
             raise OSError("the standard output is closed, so there is nowhere to print to")
-        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
+        sys.stdout.reconfigure(errors="replace")  # characters missing from the terminal's encoding become "?"
         with np.errstate(all="ignore"):  # where a number leaves float32, the result says so, or an error does
             result = main(*args, **kwargs)
         if result is not None and not isinstance(result, Shown):
@@ -627,7 +636,7 @@ def run(main, *text):
         _note(main, args, kwargs)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # whoever was reading our output has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
         sys.exit(141)
     except MemoryError:
@@ -658,8 +667,8 @@ def _parse(main, text):
     """(args, kwargs) for main from sys.argv by fire. Raises ValueError, which names what was probably meant."""
     import fire
 
-    parameters = inspect.signature(main).parameters
-    for arg, following in zip(sys.argv[1:], [*sys.argv[2:], "--"]):
+    parameters, argv = inspect.signature(main).parameters, [_at_home(arg) for arg in sys.argv[1:]]
+    for arg, following in zip(argv, [*argv[1:], "--"]):
         if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
             continue
         name = found[1].replace("-", "_")
@@ -675,13 +684,13 @@ def _parse(main, text):
     calls, said = [], io.StringIO()
 
     @functools.wraps(main)
-    def bind(*args, **kwargs):  # main itself runs later, so that a typing error shows before anything is computed
+    def bind(*args, **kwargs):  # main itself runs later, so that typos are reported before anything is computed
         calls.append((args, kwargs))
 
     try:
         with contextlib.redirect_stderr(said):
             # fire's separator is "-", which here is a prompt
-            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*sys.argv[1:], "--", "--separator=\0"])
+            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*argv, "--", "--separator=\0"])
     except SystemExit:
         said = said.getvalue().splitlines()[0].removeprefix("ERROR: ")
         if said.startswith("Could not consume arg: "):
@@ -690,6 +699,19 @@ def _parse(main, text):
             said = f"{' and '.join(re.findall(r'[a-z_]+', said.partition(': ')[2]))} is missing"
         raise ValueError(f"{said}; see --help") from None
     return calls[0]
+
+
+INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # flags of all commands that name a file
+
+
+def _at_home(arg):
+    """--out=~/new with the home folder for ~, which shells put in only where an argument begins with it."""
+    flag, sign, value = arg.partition("=")
+    path = os.path.expanduser(value)
+    if sign and flag in ("--models_dir", "--out", "--weights"):
+        return f"{flag}={path}"
+    # an input may also be a text: predict takes either
+    return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
 
 
 def _usage(main, *words):

@@ -116,6 +116,22 @@ def models_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def short_models_dir(tmp_path_factory):
+    """A folder with a model "short", the beginning of shakespeare, which is compiled in a third of the time."""
+    from beyond import checkpoint
+    import utils
+
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "short").mkdir()
+    _, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    params = {**params, "wpe": params["wpe"][:64], "blocks": params["blocks"][:2]}
+    checkpoint.save_folder(
+        params, {**hparams, "n_ctx": 64, "n_layer": 2}, str(folder / "short"), "shakespeare", str(ROOT / "models")
+    )
+    return folder
+
+
 @pytest.fixture
 def own_models_dir(models_dir, tmp_path):
     return Path(shutil.copytree(models_dir, tmp_path / "models"))
