@@ -322,6 +322,13 @@ def test_a_link_is_followed(work, name):
         assert (work / "new").is_symlink() and (work / "there" / "real").stat().st_size > 50
 
 
+def test_completions_are_not_written_over_while_they_are_read(work):
+    assert run("batch", *RUNS["batch"])[0] == 0
+    before = tree(work)
+    assert_refused(run("batch", "new", *RUNS["batch"][1:]), "new is the input, too, and would be lost")
+    assert tree(work) == before
+
+
 def test_a_vocabulary_is_not_replaced_by_another(work):
     assert run("tokenizer", *RUNS["tokenizer"])[0] == run("tokenizer", *RUNS["tokenizer"])[0] == 0
     before = tree(work)
