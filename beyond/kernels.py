@@ -338,16 +338,14 @@ def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [.
     return found.reshape(n_q, -1, d).swapaxes(0, 1).reshape(*heads, n_q, d)
 
 
-def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
-    n_seq = len(x)
-    q, k, v = linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
-    if kv is not None:
-        kv[0, :, past : past + n_seq], kv[1, :, past : past + n_seq] = k, v
-        k, v = kv[:, :, : past + n_seq]
-    return linear(attend(q, k, v, np.arange(past + 1, past + n_seq + 1)[None]), **c_proj)
+def causal_attention(q, k, v):  # [n_head, n_q, d], [n_head, n_k, d], [n_head, n_k, d] -> [n_head, n_q, d]
+    n_head, n_q, d = q.shape
+    seen = np.arange(k.shape[1] - n_q + 1, k.shape[1] + 1)[None]
+    return attend(q, k, v, seen).reshape(n_q, n_head, d).swapaxes(0, 1)
 
 
-model = variant(gpt2, gelu=gelu, layer_norm=layer_norm, linear=linear, ffn=ffn, attention=attention, mha=mha)
+layers = {"gelu": gelu, "layer_norm": layer_norm, "linear": linear, "ffn": ffn}
+model = variant(gpt2, **layers, attention=attention, causal_attention=causal_attention)
 
 
 if __name__ == "__main__":
