@@ -1,0 +1,387 @@
+// The page: the text, what comes next, and who is told when something changes. What is drawn is in views.mjs, the views
+// of the inside in inside.mjs, the source in code.mjs; the numbers come from engine.mjs.
+
+import { Code } from "./code.mjs";
+import { Engine, keepOffline } from "./engine.mjs";
+import { Inside } from "./inside.mjs";
+import * as links from "./link.mjs";
+import { texts } from "./texts.mjs";
+import { fill, make, rove, unreachable } from "./views.mjs";
+
+const $ = (id) => document.getElementById(id);
+const query = new URLSearchParams(location.search), lib = query.get("lib");
+const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 4 };  // what is there before anything is clicked
+const HEAD = { layer: 4, head: 3 };  // one that looks at the token before, which is easily seen
+const N_BARS = 12, ALL_K = 101, END = "<|endoftext|>";
+const WAIT = 400, BETWEEN = 120;  // milliseconds: until a stop is offered; between two pictures while a run streams
+
+const language = query.get("lang") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
+
+const page = {
+  engine: new Engine({ lib }),
+  model: null,
+  t: texts[language] ?? texts.en,
+  language: language in texts ? language : "en",
+  ids: null,  // of the text, where it is known how it was made; else the text is encoded anew
+  made: [],  // for each token, whether the model wrote it
+  chosen: null,  // the token that the views look at; null: the last
+  result: null,  // of the last analysis
+  run: null,  // the promise of a run that goes on
+
+  get token() {
+    return Math.min(this.chosen ?? Infinity, (this.result?.n ?? 1) - 1);
+  },
+  prompt: () => page.ids ?? $("prompt").value,
+  name: (i) => page.model.vocabulary[page.result.ids[i]].text,
+  number: (x, digits = 2) => x.toLocaleString(page.language, { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+  percent: (x) => x > 0 && x < 0.001 ? `<${page.percent(0.001)}`
+    : x.toLocaleString(page.language, { style: "percent", minimumFractionDigits: x < 0.1 ? 1 : 0, maximumFractionDigits: x < 0.1 ? 1 : 0 }),
+  mark: (name, pattern) => code.part_(name, pattern),
+  say: (text) => { $("status").textContent = text; },
+  rerun: () => look(),
+
+  explain({ code, detail, message }) {
+    const said = this.t.failures[code] ?? this.t.failures.broken;
+    return typeof said === "string" ? said : said(detail ?? message);
+  },
+
+  // What went wrong, where it belongs: at its line in the source, in the status line, or, if all is over, above all.
+  fail(error) {
+    if (error.code === "stopped") return;
+    if (error.code === "python") return code.failed(error.detail);
+    if (error.code === "too-long") return page.say(page.explain(error));
+    console.warn(error);
+    $("trouble").textContent = page.explain(error);
+  },
+
+  // While something takes long, it can be stopped.
+  async busy(promise) {
+    this.waits = (this.waits ?? 0) + 1;
+    const timer = setTimeout(() => { $("stop").hidden = false; }, WAIT);
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+      if (!--this.waits) $("stop").hidden = true;
+    }
+  },
+
+  async halt() {  // ends a run, and comes back when it has ended
+    if (this.run) await Promise.all([stop(), this.run]);
+  },
+
+  choose(token) {
+    this.chosen = token === this.result.n - 1 ? null : token;
+    drawTokens();
+    inside.show();
+  },
+};
+
+const code = new Code(page, lib), inside = new Inside(page);
+
+function settings() {
+  const [temperature, k, p] = ["temperature", "top_k", "top_p"].map((id) => Number($(id).value));
+  return { temperature, top_k: k >= ALL_K ? null : k, top_p: p >= 1 ? null : p };
+}
+
+// --- a picture of the text as it is now; of several wishes in the meantime only the last counts ---
+
+let wanted = false, looking = null;
+
+function look() {
+  wanted = true;
+  looking ??= lookAgain().finally(() => { looking = null; });
+  return looking;
+}
+
+async function lookAgain() {
+  while (wanted) {
+    wanted = false;
+    const since = performance.now();
+    try {
+      const result = await page.busy(page.engine.analyse(page.prompt(), settings()));
+      if (wanted && !page.run) continue;
+      take(result);
+      code.error && !code.error.line ? code.failed(null) : null;
+      $("timing").textContent = page.t.timing(result.n, Math.round(performance.now() - since));
+    } catch (error) {
+      page.fail(error);
+    }
+  }
+}
+
+function take(result) {
+  const old = page.result?.ids ?? [];
+  if (!page.run) {
+    const same = result.ids.findIndex((id, i) => id !== old[i]), end = same < 0 ? result.n : same;
+    page.made = result.ids.map((_, i) => i < end && Boolean(page.made[i]));
+    if (!page.ids) page.ids = [...result.ids];
+  }
+  page.result = result;
+  drawTokens();
+  drawBars();
+  inside.show(Boolean(page.run));
+}
+
+// --- the tokens ---
+
+function drawTokens() {
+  const { ids } = page.result;
+  fill($("tokens"), ids.length, () => {
+    const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
+    make("span", button), make("small", button);
+    return button;
+  }, (button, i) => {
+    const id = ids[i], { text } = page.model.vocabulary[id];
+    if (button.dataset.id !== String(id)) {
+      button.dataset.id = id;
+      button.firstChild.textContent = text, button.lastChild.textContent = id;
+    }
+    button.setAttribute("aria-label", page.t.tokenLabel(text, id));
+    button.classList.toggle("made", Boolean(page.made[i]));
+    button.setAttribute("aria-pressed", i === page.token);
+  });
+  unreachable($("tokens"));
+  detail(ids[page.token]);
+}
+
+const escape = (text) => make("i", null, text).innerHTML;
+
+function detail(id) {
+  const { t, model } = page, { text, bytes, parts, rank } = model.vocabulary[id];
+  const steps = [];
+  const tell = (id) => {  // the merges that made it, the first ones first
+    const { text, parts } = model.vocabulary[id];
+    if (!parts) return;
+    parts.forEach(tell);
+    steps.push(`${parts.map((part) => `<b class="token">${escape(model.vocabulary[part].text)}</b>`).join(" + ")}`
+      + ` → <b class="token">${escape(text)}</b>`);
+  };
+  tell(id);
+  $("detail").innerHTML = t.detail(escape(text), id, bytes)
+    + (text === END ? t.detailSpecial : parts ? t.detailMerges(rank + 1, [...new Set(steps)].join(t.comma)) : t.detailByte);
+}
+
+function listenToTokens() {
+  const place = (target) => target.closest("button");
+  rove($("tokens"));
+  const show = ({ target }) => {
+    const button = place(target);
+    if (button) detail(Number(button.dataset.id)), inside.point([...$("tokens").children].indexOf(button));
+  };
+  $("tokens").addEventListener("pointerover", show);
+  $("tokens").addEventListener("focusin", show);
+  $("tokens").addEventListener("pointerleave", () => { inside.point(null); detail(page.result.ids[page.token]); });
+  $("tokens").onclick = ({ target }) => place(target) && page.choose([...$("tokens").children].indexOf(place(target)));
+}
+
+// --- what comes next ---
+
+function drawBars() {
+  const { t, model, percent, result: { before, tempered, after } } = page;
+  const order = Array.from(before.keys()).sort((a, b) => before[b] - before[a]).slice(0, N_BARS);
+  const most = Math.max(...order.map((id) => Math.max(before[id], after[id])));
+  const full = [0.1, 0.2, 0.3, 0.5, 0.75, 1].find((limit) => limit >= most) ?? 1;  // so that bars do not jump
+  fill($("bars"), order.length, () => {
+    const button = make("button", null, undefined, { type: "button" });
+    make("span", button, "", { className: "token" });
+    const track = make("span", button, undefined, { className: "track" });
+    make("i", track), make("b", track);
+    make("span", button, "", { className: "share" });
+    return button;
+  }, (button, i) => {
+    const id = order[i], { text } = model.vocabulary[id], out = after[id] === 0, [name, track, share] = button.children;
+    Object.assign(button.dataset, { id, before: before[id], after: after[id] });
+    button.classList.toggle("cut", out);
+    button.setAttribute("aria-label", t.bar(text, percent(before[id]), out ? null : percent(after[id])));
+    name.textContent = text;
+    track.firstChild.style.width = `${100 * before[id] / full}%`, track.lastChild.style.width = `${100 * after[id] / full}%`;
+    share.textContent = out ? t.cut : percent(after[id]);
+  });
+  let kept = 0, cut = 0, rest = 1;
+  after.forEach((part, id) => { part > 0 ? kept++ : cut += tempered[id]; });
+  for (const id of order) rest -= after[id];
+  $("kept").textContent = Number($("temperature").value) === 0 ? t.temperatureZero : t.kept(kept, after.length, percent(cut));
+  const others = kept - order.filter((id) => after[id] > 0).length;
+  $("others").textContent = others > 0 ? t.others(others, percent(Math.max(0, rest))) : "";
+}
+
+function drawSliders() {
+  const { temperature, top_k, top_p } = settings();
+  const shown = { temperature: page.number(temperature), top_k: top_k ?? page.t.all, top_p: top_p === null ? page.t.all : page.number(top_p) };
+  for (const [id, text] of Object.entries(shown)) {
+    document.querySelector(`output[for=${id}]`).textContent = text;
+    $(id).setAttribute("aria-valuetext", text);
+  }
+}
+
+// --- the text goes on ---
+
+async function textOf(ids) {
+  const special = page.model.vocabulary[ids[0]]?.text === END;  // from which an empty text begins
+  return page.engine.decode(special ? ids.slice(1) : ids);
+}
+
+function goOn(n, seed) {
+  const run = page.busy(page.engine.generate(page.prompt(), { ...settings(), seed, n }, onToken));
+  page.run = run.then(async ({ reason }) => {
+    page.run = null;
+    if (reason in page.t.ends) {
+      const said = page.t.ends[reason];
+      page.say(typeof said === "string" ? said : said(page.model.hparams.n_ctx));
+    } else if (n > 1) page.say(reason === "stopped" ? page.t.stopped : "");
+  }, (error) => {
+    page.run = null;
+    page.fail(error);
+  }).then(() => {
+    drawRun();
+    return look();
+  });
+  drawRun(n > 1);
+  return page.run;
+}
+
+let drawn = 0;
+
+function onToken({ text, ids }) {
+  page.ids = ids;
+  page.made = ids.map((_, i) => i === ids.length - 1 || Boolean(page.made[i]));
+  $("prompt").value += text;
+  $("prompt").scrollTop = $("prompt").scrollHeight;
+  page.chosen = null;
+  if (performance.now() - drawn < BETWEEN) return;
+  drawn = performance.now();
+  look();
+}
+
+function drawRun(on = false) {
+  $("run").setAttribute("aria-pressed", on);
+  $("run").setAttribute("aria-label", page.t.runLabel);
+  $("run").textContent = on ? page.t.stop : page.t.run;
+}
+
+async function stop() {
+  const { restarted } = await page.engine.stop();
+  if (!restarted) return;
+  page.say(page.t.restarted);
+  code.restarted();
+  look();
+}
+
+async function takeToken(id) {
+  await page.halt();
+  page.ids = [...page.result.ids, id];
+  page.made[page.result.n] = false;
+  page.chosen = null;
+  $("prompt").value = await textOf(page.ids);
+  look();
+}
+
+function listenToText() {
+  $("prompt").oninput = async () => {
+    Object.assign(page, { ids: null, chosen: null });
+    if (page.run) await page.halt(), page.ids = null;
+    look();
+  };
+  $("run").onclick = () => page.run ? stop() : goOn(page.model.hparams.n_ctx);
+  $("step").onclick = async () => { await page.halt(); goOn(1); };
+  $("stop").onclick = stop;
+  for (const id of ["temperature", "top_k", "top_p"]) {
+    $(id).oninput = () => { drawSliders(); look(); };
+    $(id).onfocus = () => page.mark("sample");
+  }
+  $("bars").onclick = ({ target }) => {
+    const button = target.closest("button");
+    if (button) takeToken(Number(button.dataset.id));
+  };
+}
+
+// --- the language, and the link ---
+
+function speak(language) {
+  Object.assign(page, { language, t: texts[language] });
+  document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
+  document.title = page.t.title;
+  for (const element of document.querySelectorAll("[data-text]")) element.textContent = page.t[element.dataset.text];
+  for (const element of document.querySelectorAll("[data-html]")) element.innerHTML = page.t[element.dataset.html];
+  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", page.t[element.dataset.label]);
+  Object.assign($("language"), { textContent: page.t.other, title: page.t.otherLabel, lang: language === "zh" ? "en" : "zh-Hans" });
+  code.editor.relabel(page.t.editorLabel);
+  drawSliders();
+  drawRun(Boolean(page.run));
+  if (!page.result) return;
+  drawTokens();
+  drawBars();
+  inside.show();
+  code.show();
+}
+
+async function share() {
+  const { temperature, top_k, top_p } = settings(), { view, layer, head } = inside;
+  const hash = await links.write({ text: $("prompt").value, temperature, top_k, top_p, view, layer: layer + 1, head: head + 1,
+    token: page.chosen === null ? null : page.chosen + 1, source: code.edited ? code.editor.text : null });
+  history.replaceState(null, "", hash);
+  const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
+  page.say(copied ? page.t.linkDone : page.t.linkShown);
+}
+
+// Sets the page as a link says; what is out of range stays within it.
+function follow(link) {
+  const { n_layer, n_head } = page.model.hparams;
+  const whole = (value, limit) => Math.min(limit, Math.max(1, Math.floor(Number(value)) || 1)) - 1;
+  if (link.text !== undefined) $("prompt").value = link.text;
+  for (const id of ["temperature", "top_k", "top_p"])
+    if (link[id] !== undefined && !Number.isNaN(Number(link[id]))) $(id).value = link[id];
+    else if (link.text !== undefined && id !== "temperature") $(id).value = $(id).max;
+  Object.assign(inside, { layer: whole(link.layer ?? HEAD.layer, n_layer), head: whole(link.head ?? HEAD.head, n_head) });
+  page.chosen = link.token === undefined ? null : whole(link.token, page.model.hparams.n_ctx);
+  page.ids = null;
+  drawSliders();
+}
+
+async function start() {
+  $("language").hidden = false;
+  $("language").onclick = () => {
+    const url = new URL(location.href);
+    speak(page.language === "zh" ? "en" : "zh");
+    url.searchParams.set("lang", page.language);
+    history.replaceState(null, "", url);
+  };
+  speak(page.language);
+  $("prompt").value = PROMPT;
+  $("progress").hidden = false;
+  try {
+    let stage;
+    page.model = await page.engine.load((done, total, now) => {
+      $("progress").max = total, $("progress").value = done;
+      $("amount").textContent = page.t.megabytes(page.number(done, 1), page.number(total, 1));
+      if (stage !== now) page.say(page.t.stages[stage = now]);
+    });
+  } catch (error) {
+    page.say("");
+    $("trouble").textContent ||= page.explain(error);
+    return;
+  } finally {
+    $("progress").hidden = true;
+    $("amount").textContent = "";
+  }
+  const link = await links.read(location.hash);
+  code.start(link.source);
+  follow(link);
+  listenToText();
+  listenToTokens();
+  inside.open(link.view);
+  page.say(link.damaged ? page.t.linkBad : page.t.ready);
+  $("link").hidden = false;
+  $("link").onclick = share;
+  document.querySelector("main").removeAttribute("aria-busy");
+  onhashchange = () => location.reload();
+  matchMedia("(prefers-color-scheme: dark)").onchange = () => inside.show();
+  await look();
+  code.measure().catch((error) => page.fail(error));
+  if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
+  keepOffline();
+}
+
+window.engine = page.engine;
+start();
