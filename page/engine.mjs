@@ -1,0 +1,355 @@
+// The model for whoever draws it: each function here asks gpt2.py, which runs in a worker, and gives a promise.
+//
+//   const engine = new Engine({ lib, onPrint });           // lib: a folder's URL (?lib=), or null for the CDN;
+//                                                          // onPrint(text): what a source prints
+//   const model = await engine.load(onProgress);           // onProgress(megabytes, total, stage), at once and often;
+//                                                          // stage: "files", "python", "model"
+//   model = { source,                                      // the text of the repository's gpt2.py
+//             breaks: [{ name, edits: [[old, new], ...] }],  // breaks.json: texts to put in place of texts in it
+//             hparams: { n_vocab, n_ctx, n_embd, n_head, n_layer },
+//             vocabulary: [{ text, bytes: "e5 8b", parts: [id, id] | null, rank }] }  // by id. text: "·the", "⏎";
+//                                                          // parts: the two tokens that were merged; rank: when
+//
+// A prompt is a text, or a list of ids. settings = { temperature, top_k, top_p, seed }, null or absent as in gpt2.py.
+//
+//   await engine.analyse(prompt, settings) = {
+//     ids: [..], n,                                        // n tokens, at most n_ctx
+//     fresh,                                               // how many of them were computed anew
+//     before, tempered, after: Float32Array(n_vocab),      // of the next token: at temperature 1; at the temperature;
+//                                                          // after top_k and top_p too, what is drawn from (0: cut off)
+//     heads,                                               // how many: n_head, but for an edited source
+//     weights: Uint8Array(n_layer * heads * n * n) | null, // round(255 * sqrt(w)), [layer][head][query][key]
+//     lens,                                                // of the last token, see below
+//     milliseconds }                                       // in the worker
+//   await engine.lens(prompt, token) = [n_layer lists of { id, p }] | null  // what each block would say after a token
+//   await engine.steps(prompt, { layer, head, token }) = [  // one token through one block, in the order of gpt2.py
+//     { name, in, shape: [..], row: Float32Array, all: Float32Array | null }, ...]
+//       name: x, ln_1, q, k, v, scores, mask, weights, mixed, heads, mha, residual, ln_2, c_fc, gelu, ffn, out
+//       in: the function of gpt2.py that computes it; shape: of the whole array;
+//       row: the token's (and head's) part; all: for k and v, the rows of the tokens that the head can look at
+//       A step that an edited source does not have is absent.
+//   await engine.generate(prompt, { ...settings, n }, onToken) = { ids, reason }
+//       onToken({ id, text, ids }): text is what the token adds, which may be "" in the middle of a character;
+//       ids: prompt and new ids so far. reason: "length", "end" (<|endoftext|>), "context" (n_ctx is full), "stopped".
+//       With n = 1 it is a step. Without a seed the dice roll on from the last call. Other calls may be made meanwhile.
+//   await engine.stop() = { restarted }                    // ends whatever runs: a run of generate by asking; where
+//       that does not help within half a second, the worker is ended and another one started (2 to 3 s), with the
+//       repository's gpt2.py. What was waited for fails with the code "stopped"; generate gives what it has.
+//   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
+//       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.
+//   await engine.heldOutLoss() = number | null             // nats a token, first 256 held-out tokens; null: no number
+//   await engine.check(source, only, onFinding) = { report, findings: [{ function, status, mistakes, text, line }] }
+//       What tutorial/check.py says of a source; only: the name of one function, or null. status: right, wrong, to do,
+//       waits. A second worker does it, so the first goes on. A newer check ends an older one (code "stopped").
+//
+// Errors are EngineErrors; the page puts code into words, with detail in them: no-wasm; file (opened from a disk);
+// cannot-load (detail: URL); python (detail: { line, message }: the source's error, or a refusal of gpt2.py's with line
+// null); too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
+//
+// await loadEditor(lib) = { state, view, language, commands, python, lint, highlight }: CodeMirror 6's modules.
+// await keepOffline(): lets the service worker keep all that this page has loaded.
+//
+// What tests look for in index.html:
+//   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (a child with data-id for
+//   each token), #bars (a child with data-id, data-before, data-after for each bar; class "cut" where after is 0),
+//   #temperature, #top_k, #top_p (range inputs), #step, #run (buttons; aria-pressed while it runs), #stop,
+//   #heads (buttons with data-layer, data-head), #lens, #steps, #source (CodeMirror's place), #apply ("run my version"),
+//   #reset, #loss (data-loss: the number), [data-break=NAME] (buttons, aria-pressed while in force), #error (role=alert,
+//   data-line), #check (button), #findings, #language, #link. window.engine: the Engine.
+//
+// What an edited source can reach. It is Python that can call all of JavaScript, so nothing is hidden from it; it runs
+// where there is nothing to find. The worker is a data: URL in a frame with sandbox="allow-scripts", so it has an origin
+// of its own, that nobody else has: no storage, no cookies, no DOM, no other page. The frame's Content-Security-Policy
+// allows no connections and no scripts but data: ones, and the worker inherits it: no network, by fetch, WebSocket,
+// import() or otherwise. All bytes that it needs are fetched here, and sent. What it sends back is numbers and text to
+// draw. It may compute for ever or eat memory; then the frame is removed.
+
+const ROOT = new URL("../", import.meta.url);
+const CDN = "https://cdn.jsdelivr.net/";
+const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index",
+  "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
+const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "beyond/__init__.py", "beyond/files.py", "beyond/attention.py",
+  "page/live.py", "page/breaks.json", ...MODEL];
+const CHECKER = ["tutorial/check.py", "tutorial/inputs.py", "tutorial/judge.py", "tutorial/mistakes.py"];
+const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' data:; worker-src data:";
+const FRAME = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><script>
+onmessage = ({ data, ports }) => {
+  const worker = new Worker(data, { type: "module" });
+  const [port] = ports, { port1, port2 } = new MessageChannel();
+  worker.onerror = (event) => port.postMessage({ fails: event.message || "the worker cannot start" });
+  worker.postMessage(null, [ports[1]]);
+};
+</script>`;
+
+export class EngineError extends Error {
+  constructor(code, detail = null) {
+    super(`${code}${detail ? `: ${JSON.stringify(detail)}` : ""}`);
+    Object.assign(this, { code, detail });
+  }
+}
+
+// --- files ---
+
+// The bytes of a URL; where a digest is given, no others. onBytes(n) is called as they come.
+async function fetchBytes(url, sha256, onBytes = () => {}) {
+  const options = sha256 ? { integrity: `sha256-${btoa(String.fromCharCode(...sha256.match(/../g).map((byte) => parseInt(byte, 16))))}` } : {};
+  try {
+    const response = await fetch(url, options);
+    if (!response.ok) throw Error(response.status);
+    const parts = [];
+    for (const reader = response.body.getReader(); ;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      parts.push(value);
+      onBytes(value.length);
+    }
+    return await new Blob(parts).arrayBuffer();
+  } catch {
+    throw new EngineError("cannot-load", String(url));
+  }
+}
+
+let table; // lib.json: what comes from the CDN or from lib, with sizes and digests
+async function libraries() {
+  table ??= fetchBytes(new URL("lib.json", import.meta.url)).then((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
+  return table;
+}
+
+const placeOf = (one, lib) => (lib ? new URL(one.name, new URL(lib.replace(/\/?$/, "/"), location.href)) : new URL(one.cdn, CDN));
+
+export async function loadEditor(lib) {
+  const named = (one) => one.cdn.replace(/^npm\/|@[\d.]+\/.*$/g, ""); // npm/@lezer/lr@1.4.12/dist/index.js is @lezer/lr
+  const modules = new Map();
+  await Promise.all((await libraries()).filter((one) => one.name.endsWith(".js")).map(async (one) => {
+    modules.set(named(one), new TextDecoder().decode(await fetchBytes(placeOf(one, lib), one.sha256)));
+  }));
+  const urls = new Map();
+  const urlOf = (name) => { // each module with the URLs of those that it imports in place of their names
+    if (!urls.has(name)) {
+      const text = modules.get(name).replace(/(\bfrom\s*)(["'])([\w@/-]+)\2/g, (all, from, quote, other) =>
+        modules.has(other) ? `${from}"${urlOf(other)}"` : all);
+      urls.set(name, URL.createObjectURL(new Blob([text], { type: "text/javascript" })));
+    }
+    return urls.get(name);
+  };
+  const wanted = { state: "@codemirror/state", view: "@codemirror/view", language: "@codemirror/language",
+    commands: "@codemirror/commands", python: "@codemirror/lang-python", lint: "@codemirror/lint", highlight: "@lezer/highlight" };
+  const found = await Promise.all(Object.entries(wanted).map(async ([key, name]) => [key, await import(urlOf(name))]));
+  return Object.fromEntries(found);
+}
+
+export async function keepOffline() {
+  const registration = await navigator.serviceWorker?.ready;
+  const urls = performance.getEntriesByType("resource").map((entry) => entry.name).filter((url) => url.startsWith("http"));
+  registration?.active.postMessage({ keep: [location.href.split("#")[0], ...urls] });
+}
+
+// --- a worker ---
+
+// A frame with a worker, and the calls to it that are not answered yet.
+class PythonWorker {
+  constructor(program, onMessage) {
+    this.calls = new Map();
+    this.onMessage = onMessage;
+    this.last = 0;
+    const [toFrame, toWorker] = [new MessageChannel(), new MessageChannel()];
+    this.frame = Object.assign(document.createElement("iframe"), { srcdoc: FRAME, title: "Python" });
+    this.frame.sandbox = "allow-scripts"; this.frame.style.cssText = "position:fixed;width:1px;height:1px;opacity:0.01;border:0;right:0;bottom:0";
+    this.frame.onload = () => this.frame.contentWindow.postMessage(program, "*", [toFrame.port2, toWorker.port2]);
+    document.body.append(this.frame);
+    toFrame.port1.onmessage = ({ data }) => this.end(new EngineError("broken", String(data.fails)));
+    this.port = toWorker.port1;
+    this.port.onmessage = ({ data }) => this.receive(data);
+  }
+
+  receive(data) {
+    const call = this.calls.get(data.id);
+    if (data.event) return call?.onEvent(data.event);
+    if (!data.id) return this.onMessage(data);
+    this.calls.delete(data.id);
+    if (data.error) call?.reject(new EngineError(data.error.code, data.error.detail));
+    else call?.resolve(Object.assign(data.result, { milliseconds: data.milliseconds }));
+  }
+
+  async call(name, args, onEvent = () => {}) {
+    if (this.ended) throw new EngineError("stopped");
+    const id = ++this.last;
+    return new Promise((resolve, reject) => {
+      this.calls.set(id, { name, resolve, reject, onEvent });
+      this.port.postMessage({ id, call: name, args });
+    });
+  }
+
+  send(file, bytes) {
+    this.port.postMessage({ file, bytes });
+  }
+
+  // Ends what can be asked to end; gives whether nothing is running any more.
+  async stop() {
+    for (const id of this.calls.keys()) this.port.postMessage({ stop: id });
+    for (let waited = 0; this.calls.size && waited < PATIENCE; waited += 10) await new Promise((resolve) => setTimeout(resolve, 10));
+    return this.calls.size === 0;
+  }
+
+  end(error) { // what was waited for fails
+    this.ended = true;
+    this.frame.remove();
+    this.port.close();
+    for (const { reject } of this.calls.values()) reject(error);
+    this.calls.clear();
+  }
+}
+
+// --- the model ---
+
+const ABOUT = 11.9e6; // bytes of our own files, until it is known
+const PATIENCE = 500; // milliseconds until a worker that does not answer to stop is ended
+const SECONDS = 20; // that a function may take while it is checked, as in tutorial/check.py
+
+export class Engine {
+  constructor({ lib = null, onPrint = () => {} } = {}) {
+    Object.assign(this, { lib, onPrint, files: new Map(), tell: () => {} });
+  }
+
+  async load(onProgress = () => {}) {
+    if (location.protocol === "file:") throw new EngineError("file");
+    if (typeof WebAssembly !== "object") throw new EngineError("no-wasm");
+    const now = { had: 0, total: ABOUT, stage: "files" };
+    this.tell = (change = {}) => {
+      Object.assign(now, change, { had: now.had + (change.more ?? 0) });
+      onProgress(now.had / 1e6, Math.max(now.had, now.total) / 1e6, now.stage);
+    };
+    this.tell();
+    this.libraries = (await libraries()).filter((one) => !one.name.endsWith(".js"));
+    this.tell({ total: ABOUT + this.libraries.reduce((sum, one) => sum + one.bytes, 0) });
+    this.worker = await this.spawn(SOURCES, (stage) => this.tell({ stage }));
+    try {
+      await Promise.all([...this.files.values()]);
+      this.tell({ total: now.had, stage: "python" });
+      return await this.worker.started;
+    } catch (error) {
+      this.worker.end(error);
+      throw error;
+    }
+  }
+
+  // The bytes of a file of ours or of a library, fetched once.
+  file(name) {
+    if (!this.files.has(name)) {
+      const one = this.libraries.find((other) => other.name === name);
+      const onBytes = (more) => this.tell({ more });
+      this.files.set(name, one ? fetchBytes(placeOf(one, this.lib), one.sha256, onBytes) : fetchBytes(new URL(name, ROOT), null, onBytes));
+    }
+    return this.files.get(name);
+  }
+
+  // A worker with these of our files; it starts while they come.
+  async spawn(sources, onSay) {
+    const program = new TextDecoder().decode(await this.file("page/worker.mjs"));
+    const worker = new PythonWorker(`data:text/javascript,${encodeURIComponent(program)}`, (data) => {
+      if (data.print !== undefined) this.onPrint(data.print);
+      else onSay(data.says);
+    });
+    const names = this.libraries.map((one) => one.name);
+    for (const name of [...names, ...sources]) this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
+    worker.started = worker.call("start", [{ wheels: names.filter((name) => name.endsWith(".whl")), sources }]);
+    worker.started.catch(() => {}); // whoever waits for it gets the error, too
+    return worker;
+  }
+
+  async call(name, args, onEvent) {
+    const worker = this.worker;
+    await worker.started;
+    return worker.call(name, args, onEvent);
+  }
+
+  async analyse(prompt, settings = {}) {
+    const found = await this.call("analyse", [prompt, settings]);
+    for (const name of ["before", "tempered", "after"]) found[name] = floats(found[name]);
+    return found;
+  }
+
+  async lens(prompt, token) {
+    return (await this.call("lens", [prompt, token])).lens;
+  }
+
+  async steps(prompt, { layer, head, token }) {
+    const { steps } = await this.call("steps", [prompt, layer, head, token]);
+    return steps.map((step) => ({ ...step, row: floats(step.row), all: step.all && floats(step.all) }));
+  }
+
+  async generate(prompt, { n, ...settings }, onToken = () => {}) {
+    const ids = [];
+    try {
+      const found = await this.call("generate", [prompt, settings, n], (event) => {
+        ids.push(...(event.ids ?? [event.id]));
+        if (!event.ids) onToken({ id: event.id, text: event.text, ids: [...ids] });
+      });
+      return { ids, reason: found.reason ?? "stopped" };
+    } catch (error) {
+      if (error.code !== "stopped") throw error;
+      return { ids, reason: "stopped" };
+    }
+  }
+
+  async decode(ids) {
+    return (await this.call("decode", [ids])).text;
+  }
+
+  async setSource(source) {
+    return { edited: (await this.call("set_source", [source])).edited };
+  }
+
+  async heldOutLoss() {
+    return (await this.call("held_out_loss", [])).loss;
+  }
+
+  async stop() {
+    const { worker } = this;
+    await worker.started;
+    if (await worker.stop()) return { restarted: false };
+    worker.end(new EngineError("stopped"));
+    this.worker = await this.spawn(SOURCES, () => {});
+    await this.worker.started;
+    return { restarted: true };
+  }
+
+  // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
+  // and another one does the same without that function.
+  async check(source, only = null, onFinding = () => {}) {
+    this.checker?.giveUp?.();
+    const skip = [];
+    for (;;) {
+      let tried = "";
+      const checker = await this.idleChecker();
+      const clock = { start: () => { clock.stop(); clock.timer = setTimeout(() => checker.end(new EngineError("slow")), 1000 * SECONDS); },
+        stop: () => clearTimeout(clock.timer) };
+      checker.onSay = (name) => { tried = name; clock.start(); };
+      checker.giveUp = () => checker.end(new EngineError("stopped"));
+      try {
+        const found = await checker.call("check", [source, only, skip, SECONDS], ({ finding }) => onFinding(finding));
+        return found;
+      } catch (error) {
+        if (error.code !== "slow") throw error;
+        if (tried === "the file" || skip.includes(tried)) {
+          throw new EngineError("python", { line: null, message: `${tried} is not done after ${SECONDS} seconds` });
+        }
+        skip.push(tried);
+      } finally {
+        clock.stop();
+        delete checker.giveUp;
+      }
+    }
+  }
+
+  async idleChecker() {
+    if (!this.checker || this.checker.ended) {
+      const sources = [...SOURCES, ...CHECKER];
+      this.checker = await this.spawn(sources, (name) => this.checker.onSay?.(name));
+    }
+    await this.checker.started;
+    return this.checker;
+  }
+}
+
+const floats = (bytes) => new Float32Array(bytes.slice().buffer);
