@@ -18,7 +18,7 @@ const WAIT = 400, BETWEEN = 120;  // milliseconds: until a stop is offered; betw
 const language = query.get("lang") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
 const page = {
-  engine: new Engine({ lib }),
+  engine: new Engine({ lib, onPrint: (text) => code.print(text) }),
   model: null,
   t: texts[language] ?? texts.en,
   language: language in texts ? language : "en",
@@ -102,8 +102,8 @@ async function lookAgain() {
       const result = await page.busy(page.engine.analyse(page.prompt(), settings()));
       if (wanted && !page.run) continue;
       take(result);
-      code.error && !code.error.line ? code.failed(null) : null;
-      $("timing").textContent = page.t.timing(result.n, Math.round(performance.now() - since));
+      page.timing = [result.n, Math.round(performance.now() - since)];
+      $("timing").textContent = page.t.timing(...page.timing);
     } catch (error) {
       page.fail(error);
     }
@@ -261,7 +261,9 @@ function drawRun(on = false) {
 }
 
 async function stop() {
+  const timer = setTimeout(() => page.say(page.t.stopping), WAIT);
   const { restarted } = await page.engine.stop();
+  clearTimeout(timer);
   if (!restarted) return;
   page.say(page.t.restarted);
   code.restarted();
@@ -310,6 +312,7 @@ function speak(language) {
   drawSliders();
   drawRun(Boolean(page.run));
   if (!page.result) return;
+  $("timing").textContent = page.t.timing(...page.timing);
   drawTokens();
   drawBars();
   inside.show();
@@ -353,6 +356,7 @@ async function start() {
   try {
     let stage;
     page.model = await page.engine.load((done, total, now) => {
+      if ($("progress").hidden) return;  // another worker starts
       $("progress").max = total, $("progress").value = done;
       $("amount").textContent = page.t.megabytes(page.number(done, 1), page.number(total, 1));
       if (stage !== now) page.say(page.t.stages[stage = now]);
@@ -380,7 +384,7 @@ async function start() {
   await look();
   code.measure().catch((error) => page.fail(error));
   if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
-  keepOffline();
+  keepOffline().catch((error) => console.warn(error));
 }
 
 window.engine = page.engine;

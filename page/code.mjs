@@ -5,16 +5,19 @@ import { fill, make } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
 const PAUSE = 800;  // milliseconds after a key until the checker looks
+const PRINTED = 5000;  // characters that are kept of what a source prints
 const TO_WRITE = ["gelu", "softmax", "layer_norm", "linear", "ffn", "attention", "mha", "transformer_block", "gpt2"];
 
 // A break is edits [[old, new], ...] of the source. `new` may be empty, so to find it again the rest of its line, and
-// the line before or after, go with it: ways to say the same edit, of which one has to fit.
+// the line before or after, go with it: ways to say the same edit, of which one has to fit. Where another edit changed
+// the same line, the bare one may.
 function ways(source, [old, changed]) {
   const at = source.indexOf(old), line = source.lastIndexOf("\n", at - 1) + 1, end = at + old.length;
   const rest = old.endsWith("\n") ? end : source.indexOf("\n", end) + 1;
   const before = source.lastIndexOf("\n", line - 2) + 1, after = source.indexOf("\n", rest) + 1;
   return [[before, rest], [line, after], [line, rest]]
     .map(([from, to]) => [source.slice(from, to), source.slice(from, at) + changed + source.slice(end, to)])
+    .concat([[old, changed]])
     .filter(([, text]) => text.trim());
 }
 
@@ -51,7 +54,7 @@ export class Code {
       button.dataset.break = name;
     }
     this.show();
-    this.editor.upgrade(this.lib).then(() => this.mark()).catch((error) => this.page.fail(error));
+    this.editor.upgrade(this.lib).then(() => this.mark(true)).catch((error) => this.page.fail(error));
   }
 
   get edited() {
@@ -130,6 +133,8 @@ export class Code {
     this.linked = false;
     $("linked").hidden = true;
     await page.halt();
+    this.printed = "";
+    $("printed").hidden = true;
     try {
       await page.busy((async () => {
         await page.engine.setSource(text);
@@ -141,6 +146,16 @@ export class Code {
       page.fail(error);
     }
     this.mark();
+  }
+
+  // What a source prints; of a flood the end.
+  print(text) {
+    this.printed = `${this.printed ?? ""}${text}\n`.slice(-PRINTED);
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      $("printed").hidden = !this.printed;
+      $("printed").lastElementChild.textContent = this.printed;
+    });
   }
 
   reset() {

@@ -5,17 +5,14 @@ import { drawSteps, line } from "./views-block.mjs";
 
 const $ = (id) => document.getElementById(id);
 const VIEWS = ["attention", "layers", "block"];
-const STEPS = 17;  // of a block, if nothing is missing
+const STEPS = 17, N_LENS = 6;  // of a block, if nothing is missing; of next tokens after each
 const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "transformer_block" };
 
 export class Inside {
   // page: { engine, model, t, result, token, prompt(), name(i), percent(x), choose(i), mark(name, line), fail(error) }
   constructor(page) {
     Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: 0, wanted: false, asking: false });
-    this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    this.svg.setAttribute("aria-hidden", "true");
-    this.row = make("div", $("lines"));  // of tokens
-    $("lines").append(this.svg);
+    [this.row, this.svg] = $("lines").children;
     this.listen();
   }
 
@@ -126,13 +123,14 @@ export class Inside {
       return button;
     }, (button, i) => {
       const layer = Math.floor(i / n_head), head = i % n_head, chosen = layer === this.layer && head === this.head;
-      const [own, last, first] = chosen || !streaming ? habits(this.weights(layer, head), n) : [];
       button.setAttribute("aria-pressed", chosen);
-      button.setAttribute("aria-label", t.headTitle(layer + 1, head + 1));
-      button.title = t.headTitle(layer + 1, head + 1);
       if (streaming && !chosen) return;
-      drawMap(button.firstChild, this.weights(layer, head), n, colours);
-      if (chosen) $("habit").textContent = n < 3 ? "" : t.habit(page.percent(own), page.percent(last), page.percent(first));
+      const title = t.headTitle(layer + 1, head + 1), weights = this.weights(layer, head);
+      const habit = n < 3 ? "" : t.habit(...habits(weights, n).map(page.percent));
+      drawMap(button.firstChild, weights, n, colours);
+      button.title = title;
+      button.setAttribute("aria-label", `${title}. ${habit}`);
+      if (chosen) $("habit").textContent = habit;
     });
     $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
     drawMap($("large"), this.weights(), n, colours);
@@ -178,7 +176,7 @@ export class Inside {
     $("lens-title").textContent = t.lensTitle(page.name(page.token));
     const head = make("tr", null);
     make("th", head, t.wholeToken, { scope: "col" });
-    for (let layer = 0; layer < n_layer; layer++) make("th", head, this.blockName(layer), { scope: "col" });
+    for (let layer = 0; layer < n_layer; layer++) make("th", head, layer + 1, { scope: "col", title: this.blockName(layer) });
     $("whole").tHead?.remove();
     $("whole").createTHead().append(head);
     this.told = Array.from({ length: n }, (_, i) => this.told?.[i] ?? null);  // shown until the new ones come
@@ -193,7 +191,10 @@ export class Inside {
     const { page, n } = this, { token, result } = page, order = [token, ...Array(n).keys()];
     for (const place of order) {
       if (this.wanted || page.run) return;
-      if (place === token && this.told[place]?.of === result) continue;
+      if (this.told[place]?.of === result) {
+        if (place === token) this.drawLens(this.told[place], token);
+        continue;
+      }
       const rows = place === n - 1 && result.lens ? result.lens : await page.engine.lens(result.ids, place);
       if (page.result !== result || this.wanted) return;
       if (!rows) return this.drawLens(null);
@@ -211,9 +212,9 @@ export class Inside {
   drawLens(rows, token) {
     $("no-lens").hidden = Boolean(rows);
     const next = this.page.result.ids[token + 1];
-    drawNext($("lens"), (rows ?? []).map((row, layer) => ({ label: this.blockName(layer),
-      cells: row.slice(0, 6).map((_, rank) => this.lensCell(rows, layer, rank, next)).map((cell) => (
-        { ...cell, text: `${cell.text} ${cell.title}` })) })));
+    drawNext($("lens").tBodies[0] ?? $("lens").createTBody(), (rows ?? []).map((row, layer) => ({ label: this.blockName(layer),
+      cells: row.slice(0, N_LENS).map((_, rank) => this.lensCell(rows, layer, rank, next)).map((cell) => (
+        { ...cell, note: cell.title })) })));
   }
 
   drawWhole() {

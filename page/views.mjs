@@ -1,5 +1,5 @@
 // What is drawn: attention maps, lines between tokens, tables of next tokens, strips of numbers. Nothing here knows of a
-// model or of a page; the page of beyond/attention.py takes this file as it is.
+// model or of a page; beyond/attention.py puts this file into the page that it writes.
 //
 // A weight w comes as a byte, round(255 * sqrt(w)), so that small ones can be seen.
 
@@ -61,7 +61,7 @@ export function drawLines(svg, elements, from, shares) {
   shares.forEach((share, i) => {
     if (share < 0.02 || i === from || !elements[i]) return;
     const [x2, y2] = place(elements[i]), lift = y === y2 ? Math.min(22, 6 + Math.abs(x - x2) / 5) : 18;
-    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    const path = document.createElementNS(svg.namespaceURI, "path");
     path.setAttribute("d", `M${x} ${y}C${x} ${y - lift} ${x2} ${y2 - lift} ${x2} ${y2}`);
     path.setAttribute("stroke-width", (1 + 7 * share).toFixed(1));
     path.setAttribute("stroke-opacity", (0.35 + 0.5 * share).toFixed(2));
@@ -69,13 +69,15 @@ export function drawLines(svg, elements, from, shares) {
   });
 }
 
-// A table of next tokens. rows: [{ label, cells: [{ text, share, came, title }], chosen }]; came: it is what came next.
-export function drawNext(table, rows) {
-  table.replaceChildren(...rows.map(({ label, cells, chosen }) => {
+// Rows of next tokens. rows: [{ label, cells: [{ text, share, came, title, note }], chosen }]; came: it is what came next;
+// note: a second line of the cell.
+export function drawNext(body, rows) {
+  body.replaceChildren(...rows.map(({ label, cells, chosen }) => {
     const row = make("tr", null, undefined, { className: chosen ? "chosen" : "" });
     make("th", row, label, { scope: "row" });
-    for (const { text, share, came, title } of cells) {
+    for (const { text, share, came, title, note } of cells) {
       const cell = make("td", row, text, { className: came ? "came" : "", title: title ?? "" });
+      if (note) make("small", cell, note);
       cell.style.background = tint(share);
     }
     return row;
