@@ -23,7 +23,7 @@ const page = {
   t: texts[language] ?? texts.en,
   language: language in texts ? language : "en",
   ids: null,  // of the text, where it is known how it was made; else the text is encoded anew
-  made: [],  // for each token, whether the model wrote it
+  written: { ids: [], made: [] },  // for each token of the last text, whether the model wrote it
   chosen: null,  // the token that the views look at; null: the last
   result: null,  // of the last analysis
   run: null,  // the promise of a run that goes on
@@ -110,12 +110,17 @@ async function lookAgain() {
   }
 }
 
+// Keeps of each token whether the model wrote it, as far as the text is still the same; the last one may be new.
+function note(ids, made = false) {
+  const { written } = page, differs = ids.findIndex((id, i) => id !== written.ids[i]);
+  const end = differs < 0 ? ids.length : differs;
+  page.written = { ids, made: ids.map((_, i) => i < end ? written.made[i] : made && i === ids.length - 1) };
+}
+
 function take(result) {
-  const old = page.result?.ids ?? [];
   if (!page.run) {
-    const same = result.ids.findIndex((id, i) => id !== old[i]), end = same < 0 ? result.n : same;
-    page.made = result.ids.map((_, i) => i < end && Boolean(page.made[i]));
-    if (!page.ids) page.ids = [...result.ids];
+    note(result.ids);
+    page.ids ??= [...result.ids];
   }
   page.result = result;
   drawTokens();
@@ -138,7 +143,7 @@ function drawTokens() {
       button.firstChild.textContent = text, button.lastChild.textContent = id;
     }
     button.setAttribute("aria-label", page.t.tokenLabel(text, id));
-    button.classList.toggle("made", Boolean(page.made[i]));
+    button.classList.toggle("made", Boolean(page.written.made[i]));
     button.setAttribute("aria-pressed", i === page.token);
   });
   unreachable($("tokens"));
@@ -245,7 +250,7 @@ let drawn = 0;
 
 function onToken({ text, ids }) {
   page.ids = ids;
-  page.made = ids.map((_, i) => i === ids.length - 1 || Boolean(page.made[i]));
+  note(ids, true);
   $("prompt").value += text;
   $("prompt").scrollTop = $("prompt").scrollHeight;
   page.chosen = null;
@@ -273,7 +278,6 @@ async function stop() {
 async function takeToken(id) {
   await page.halt();
   page.ids = [...page.result.ids, id];
-  page.made[page.result.n] = false;
   page.chosen = null;
   $("prompt").value = await textOf(page.ids);
   look();

@@ -54,7 +54,10 @@ export class Code {
       button.dataset.break = name;
     }
     this.show();
-    this.editor.upgrade(this.lib).then(() => this.mark(true)).catch((error) => this.page.fail(error));
+    this.editor.upgrade(this.lib).then(() => {
+      this.mark();
+      requestAnimationFrame(() => this.mark(true));  // when the height of a line has been measured
+    }).catch((error) => this.page.fail(error));
   }
 
   get edited() {

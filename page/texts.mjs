@@ -47,9 +47,9 @@ const en = {
   tabAttention: "Attention",
   tabLayers: "Layers",
   tabBlock: "One block",
-  attentionHelp: `In each of the model's blocks, every token looks back at the earlier ones and takes over what it finds
-    there. Several <i>heads</i> do this side by side, each in its own way. In a map, a row is a token, and its dark places
-    are what it looks at. Above the diagonal nothing is seen: that would be the future.`,
+  attentionHelp: `Each token looks back at earlier ones and takes over what it finds there. Several <i>heads</i> in each block
+    do so, each in its own way. A row of a map is a token, and dark is where it looks; the blank half is the future, which it
+    may not see.`,
   headsLabel: "Attention heads: a row for each block, a column for each head",
   axes: "block ↓  head →",
   headTitle: (layer, head) => `Block ${layer}, head ${head}`,
@@ -197,8 +197,8 @@ const zh = {
   tabAttention: "注意力",
   tabLayers: "逐层",
   tabBlock: "一个块",
-  attentionHelp: `模型的每个块里，每个词元都回头看前面的词元，取来自己要用的东西。几个<i>头</i>（head）并排着这样做，各有各的看法。`
-    + `图中一行是一个词元，颜色深的地方就是它在看的。对角线以上什么也看不到：那是未来。`,
+  attentionHelp: "每个词元都回头看前面的词元，取来自己要用的东西。每个块里有几个<i>头</i>（head）这样做，各有各的看法。"
+    + "图中一行是一个词元，深色是它在看的地方；空白的一半是未来，它不能看。",
   headsLabel: "注意力头：每行一个块，每列一个头",
   axes: "块 ↓  头 →",
   headTitle: (layer, head) => `第 ${layer} 块，第 ${head} 头`,
