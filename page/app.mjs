@@ -49,7 +49,10 @@ const page = {
   fail(error) {
     if (error.code === "stopped") return;
     if (error.code === "python") return code.failed(error.detail);
-    if (error.code === "too-long") return page.say(page.explain(error));
+    if (error.code === "too-long") {
+      page.tooLong = true;
+      return page.say(page.explain(error));
+    }
     console.warn(error);
     $("trouble").textContent = page.explain(error);
   },
@@ -118,6 +121,7 @@ function note(ids, made = false) {
 }
 
 function take(result) {
+  if (page.tooLong) page.tooLong = false, page.say("");
   if (!page.run) {
     note(result.ids);
     page.ids ??= [...result.ids];
@@ -176,7 +180,9 @@ function listenToTokens() {
   };
   $("tokens").addEventListener("pointerover", show);
   $("tokens").addEventListener("focusin", show);
-  $("tokens").addEventListener("pointerleave", () => { inside.point(null); detail(page.result.ids[page.token]); });
+  const leave = () => { inside.point(null); detail(page.result.ids[page.token]); };
+  $("tokens").addEventListener("pointerleave", leave);
+  $("tokens").addEventListener("focusout", leave);
   $("tokens").onclick = ({ target }) => place(target) && page.choose([...$("tokens").children].indexOf(place(target)));
 }
 

@@ -25,7 +25,7 @@ const en = {
   run: "Run",
   runLabel: "Run, or stop",
   step: "One token",
-  timing: (n, milliseconds) => `${n} tokens, shown in ${milliseconds} ms`,
+  timing: (n, milliseconds) => `${n} token${n === 1 ? "" : "s"}, shown in ${milliseconds} ms`,
   tokensLabel: "Tokens of the text",
   tokensHelp: "This is what the model sees: tokens, each with its number. Those underlined it wrote itself. Point at one to "
     + "see what it is made of; a click chooses it for the views.",
@@ -37,7 +37,7 @@ const en = {
   nextTitle: "What comes next",
   nextHelp: "Grey is what the model says, blue what is drawn from. Click a bar to take that token instead.",
   all: "all",
-  temperatureZero: "Temperature 0: always the most probable token.",
+  temperatureZero: "At temperature 0 nothing is drawn: always the most probable token.",
   kept: (kept, total, cut) => kept === total ? `Drawn from all ${total} tokens.`
     : `Drawn from ${kept} of ${total} tokens. What was cut off had ${cut}; the others share it.`,
   bar: (text, before, after) => after === null ? `Take ${text}: ${before}, cut off` : `Take ${text}: ${before}, now ${after}`,
@@ -144,7 +144,7 @@ const en = {
     "cannot-load": (url) => `${url} could not be loaded. Check the connection and reload this page; behind a filter, ask for `
       + "that address to be allowed.",
     python: (detail) => detail.line ? `Line ${detail.line}: ${detail.message}` : `gpt2.py says: ${detail.message}`,
-    "too-long": (detail) => `The text is ${detail.n} tokens, and this model reads at most ${detail.n_ctx}. Shorten it.`,
+    "too-long": (detail) => `The text has ${detail.n} tokens, and this model reads at most ${detail.n_ctx}. Shorten it.`,
     stopped: "Stopped.",
     broken: (detail) => `Something went wrong: ${detail}. Reload this page.`,
   },
