@@ -47,7 +47,7 @@
 // null); too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
 // await loadEditor(lib) = { state, view, language, commands, python, lint, highlight }: CodeMirror 6's modules.
-// await keepOffline(): lets the service worker keep all that this page has loaded.
+// await keepOffline() = true | false: the service worker keeps all that this page has loaded, or there is none.
 //
 // What tests look for in index.html:
 //   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (a child with data-id for
@@ -139,9 +139,14 @@ export async function loadEditor(lib) {
 }
 
 export async function keepOffline() {
-  const registration = await navigator.serviceWorker?.ready;
-  const urls = performance.getEntriesByType("resource").map((entry) => entry.name).filter((url) => url.startsWith("http"));
-  registration?.active.postMessage({ keep: [location.href.split("#")[0], ...urls] });
+  if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
+  await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
+  const { active } = await navigator.serviceWorker.ready;
+  const loaded = performance.getEntriesByType("resource").map((entry) => entry.name).filter((url) => url.startsWith("http"));
+  const { port1, port2 } = new MessageChannel();
+  const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
+  active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
+  return kept;
 }
 
 // --- a worker ---
@@ -204,11 +209,11 @@ class PythonWorker {
 
 const ABOUT = 11.9e6; // bytes of our own files, until it is known
 const PATIENCE = 500; // milliseconds until a worker that does not answer to stop is ended
-const SECONDS = 20; // that a function may take while it is checked, as in tutorial/check.py
 
 export class Engine {
   constructor({ lib = null, onPrint = () => {} } = {}) {
     Object.assign(this, { lib, onPrint, files: new Map(), tell: () => {} });
+    this.seconds = 20; // that a function may take while it is checked, as in tutorial/check.py
   }
 
   async load(onProgress = () => {}) {
@@ -317,27 +322,27 @@ export class Engine {
   // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
   // and another one does the same without that function.
   async check(source, only = null, onFinding = () => {}) {
-    this.checker?.giveUp?.();
-    const skip = [];
-    for (;;) {
-      let tried = "";
+    this.giveUp?.();
+    for (const skip = []; ;) {
       const checker = await this.idleChecker();
-      const clock = { start: () => { clock.stop(); clock.timer = setTimeout(() => checker.end(new EngineError("slow")), 1000 * SECONDS); },
-        stop: () => clearTimeout(clock.timer) };
-      checker.onSay = (name) => { tried = name; clock.start(); };
-      checker.giveUp = () => checker.end(new EngineError("stopped"));
+      let tried, timer;
+      checker.onSay = (name) => {
+        clearTimeout(timer);
+        timer = setTimeout(() => checker.end(new EngineError("slow")), 1000 * this.seconds);
+        tried = name;
+      };
+      this.giveUp = () => checker.end(new EngineError("stopped"));
       try {
-        const found = await checker.call("check", [source, only, skip, SECONDS], ({ finding }) => onFinding(finding));
-        return found;
+        return await checker.call("check", [source, only, skip, this.seconds], ({ finding }) => onFinding(finding));
       } catch (error) {
         if (error.code !== "slow") throw error;
         if (tried === "the file" || skip.includes(tried)) {
-          throw new EngineError("python", { line: null, message: `${tried} is not done after ${SECONDS} seconds` });
+          throw new EngineError("python", { line: null, message: `${tried} is not done after ${this.seconds} seconds` });
         }
         skip.push(tried);
       } finally {
-        clock.stop();
-        delete checker.giveUp;
+        clearTimeout(timer);
+        this.giveUp = null;
       }
     }
   }

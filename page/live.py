@@ -16,12 +16,12 @@ import types
 
 import numpy as np
 
-# gpt2.generate wants a progress bar; here the page shows how far it is
-sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, **kwargs: steps))
-
 from beyond.attention import visible
 from encoder import CHAR_TO_BYTE
 import utils
+
+# gpt2.generate, in a check, wants a progress bar, of which there is none in a browser
+sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, **kwargs: steps))
 
 FILE = "gpt2.py"  # in a traceback
 N_HELD_OUT, N_LENS = 256, 10

@@ -46,7 +46,7 @@ async function start({ wheels, sources }) {
     indexURL: "https://lib.invalid/", createPyodideModule, lockFileContents: LOCK,
     stdout: print, stderr: print, env: { HOME } });
   for (const wheel of wheels) python.unpackArchive(await file(wheel).promise, "wheel");
-  port.postMessage({ says: "stage" });
+  port.postMessage({ says: "model" });
   for (const name of sources) {
     const path = `${HOME}/${name}`;
     python.FS.mkdirTree(path.slice(0, path.lastIndexOf("/")));
