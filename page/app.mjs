@@ -194,7 +194,7 @@ function drawBars() {
   const most = Math.max(...order.map((id) => Math.max(before[id], after[id])));
   const full = [0.1, 0.2, 0.3, 0.5, 0.75, 1].find((limit) => limit >= most) ?? 1;  // so that bars do not jump
   fill($("bars"), order.length, () => {
-    const button = make("button", null, undefined, { type: "button" });
+    const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
     make("span", button, "", { className: "token" });
     const track = make("span", button, undefined, { className: "track" });
     make("i", track), make("b", track);
@@ -209,6 +209,7 @@ function drawBars() {
     track.firstChild.style.width = `${100 * before[id] / full}%`, track.lastChild.style.width = `${100 * after[id] / full}%`;
     share.textContent = out ? t.cut : percent(after[id]);
   });
+  unreachable($("bars"));
   let kept = 0, cut = 0, rest = 1;
   after.forEach((part, id) => { part > 0 ? kept++ : cut += tempered[id]; });
   for (const id of order) rest -= after[id];
@@ -302,6 +303,7 @@ function listenToText() {
     $(id).oninput = () => { drawSliders(); look(); };
     $(id).onfocus = () => page.mark("sample");
   }
+  rove($("bars"));
   $("bars").onclick = ({ target }) => {
     const button = target.closest("button");
     if (button) takeToken(Number(button.dataset.id));
@@ -392,8 +394,8 @@ async function start() {
   onhashchange = () => location.reload();
   matchMedia("(prefers-color-scheme: dark)").onchange = () => inside.show();
   await look();
-  code.measure().catch((error) => page.fail(error));
   if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
+  code.measure().catch((error) => page.fail(error));
   keepOffline().catch((error) => console.warn(error));
 }
 

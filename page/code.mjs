@@ -114,8 +114,8 @@ export class Code {
   showLoss(edited) {  // undefined: not known yet; null: no number
     const { model, t, number } = this.page, { loss } = this;
     $("loss").textContent = loss === undefined ? t.lossWaits : loss === null ? t.lossNone
-      : edited ? t.lossEdited(number(loss), number(model.loss)) : t.loss(number(loss));
-    $("loss").title = loss ? t.lossHelp(number(Math.exp(loss), 0)) : "";
+      : t.loss(number(loss), number(Math.exp(loss), 0)) + (edited ? t.lossWas(number(model.loss)) : "");
+    $("loss").title = t.lossHelp;
     $("loss").classList.toggle("worse", loss === null || loss > model.loss + 0.005);
     if (loss === undefined) delete $("loss").dataset.loss;
     else $("loss").dataset.loss = loss ?? "none";
@@ -130,7 +130,7 @@ export class Code {
     this.show();
   }
 
-  // Runs what stands in the editor.
+  // Runs what is in the editor.
   async apply() {
     const { page } = this, text = this.editor.text;
     this.linked = false;
@@ -212,7 +212,7 @@ export class Code {
         found.push(finding);
         if (!only) this.findings(found);
       });
-      this.findings(findings);
+      this.findings(findings, only && findings[0]?.status === "right" ? t.writtenRight(only) : "");
     } catch (error) {
       if (error.code === "stopped") return;
       this.findings(null, page.explain(error));

@@ -1,5 +1,4 @@
-// All that the page says, in English and Chinese: a string, or a function that makes one. `code` in a text that is set
-// as HTML marks what stands in gpt2.py.
+// All that the page says, in English and Chinese: a string, or a function that makes one.
 
 const en = {
   name: "English",
@@ -35,7 +34,7 @@ const en = {
   detailMerges: (rank, steps) => `, made by merge ${rank}: ${steps}`,
   detailSpecial: ": a mark between texts, not text.",
   nextTitle: "What comes next",
-  nextHelp: "Grey is what the model says, blue what is drawn from. Click a bar to take that token instead.",
+  nextHelp: "Grey is what the model says, blue what is drawn from. Click a bar to go on with that token.",
   all: "all",
   temperatureZero: "At temperature 0 nothing is drawn: always the most probable token.",
   kept: (kept, total, cut) => kept === total ? `Drawn from all ${total} tokens.`
@@ -105,9 +104,9 @@ const en = {
     + "you click “Run my version”. It then has access to nothing outside this page's worker.",
   apply: "Run my version",
   reset: "Put the original back",
-  loss: (loss) => `loss on held-out text: ${loss}`,
-  lossEdited: (loss, original) => `loss on held-out text: ${loss} (as it was: ${original})`,
-  lossHelp: (choices) => `As unsure as if it had to guess among ${choices} tokens, over 256 tokens that it has never read.`,
+  loss: (loss, choices) => `loss on held-out text: ${loss}, like a guess among ${choices} tokens`,
+  lossWas: (original) => ` (as it was: ${original})`,
+  lossHelp: "Over 256 tokens that the model has never read: how improbable it found each next one, −log p on average.",
   lossNone: "The loss is no number any more.",
   lossWaits: "loss on held-out text: …",
   running: "Your version runs.",
@@ -131,6 +130,7 @@ const en = {
   check: "Check",
   emptyDone: (name) => `${name} is empty now: write it. The checker looks at it whenever you pause.`,
   emptyGone: (name) => `Your version has no function ${name}.`,
+  writtenRight: (name) => `${name} is right. Run your version: nothing else should change.`,
   checking: "The checker is at work …",
   verdicts: { right: "right", wrong: "wrong", "to do": "still to do", waits: "not tried" },
   verdictLine: (line) => `line ${line}`,
@@ -141,8 +141,8 @@ const en = {
       + "on some machines it has to be allowed in the settings.",
     file: "Opened from a disk, a page may not load its parts. In the repository's folder, run python -m http.server and "
       + "open http://localhost:8000/page/ .",
-    "cannot-load": (url) => `${url} could not be loaded. Check the connection and reload this page; behind a filter, ask for `
-      + "that address to be allowed.",
+    "cannot-load": (url) => `${url} could not be loaded. Check the connection and reload this page; where a filter is in the way, `
+      + "ask for that address to be allowed.",
     python: (detail) => detail.line ? `Line ${detail.line}: ${detail.message}` : `gpt2.py says: ${detail.message}`,
     "too-long": (detail) => `The text has ${detail.n} tokens, and this model reads at most ${detail.n_ctx}. Shorten it.`,
     stopped: "Stopped.",
@@ -185,12 +185,12 @@ const zh = {
   detailMerges: (rank, steps) => `，由第 ${rank} 次合并得到：${steps}`,
   detailSpecial: "：文本之间的标记，不是文字。",
   nextTitle: "接下来是什么",
-  nextHelp: "灰色是模型给出的概率，蓝色是实际抽取时用的概率。点击某一条，就改用那个词元。",
+  nextHelp: "灰色是模型给出的概率，蓝色是实际抽取时用的概率。点击某一条，就用那个词元续写。",
   all: "全部",
   temperatureZero: "温度为 0：总是取概率最大的词元。",
   kept: (kept, total, cut) => kept === total ? `从全部 ${total} 个词元中抽取。`
     : `从 ${total} 个词元中的 ${kept} 个里抽取。被截去的共占 ${cut}，由其余的词元分得。`,
-  bar: (text, before, after) => after === null ? `改用 ${text}：${before}，已截去` : `改用 ${text}：${before}，现为 ${after}`,
+  bar: (text, before, after) => after === null ? `选用 ${text}：${before}，已截去` : `选用 ${text}：${before}，现为 ${after}`,
   cut: "已截去",
   others: (count, share) => `还有 ${count} 个，合计 ${share}`,
   insideTitle: "里面发生了什么",
@@ -250,9 +250,9 @@ const zh = {
   linked: "你打开的链接带来了它自己的 gpt2.py，改动的行已经标出。现在只是显示；点击“运行我的版本”后才会运行。它只能接触本页的 worker，接触不到别的任何东西。",
   apply: "运行我的版本",
   reset: "恢复原样",
-  loss: (loss) => `在留出文本上的损失：${loss}`,
-  lossEdited: (loss, original) => `在留出文本上的损失：${loss}（原来是 ${original}）`,
-  lossHelp: (choices) => `相当于在 ${choices} 个词元里猜一个；在它从未读过的 256 个词元上计算。`,
+  loss: (loss, choices) => `在留出文本上的损失：${loss}，相当于在 ${choices} 个词元里猜一个`,
+  lossWas: (original) => `（原来是 ${original}）`,
+  lossHelp: "在模型从未读过的 256 个词元上，对每个下一个词元的 −log p 取平均。",
   lossNone: "损失已经不是一个数。",
   lossWaits: "在留出文本上的损失：……",
   running: "正在运行你的版本。",
@@ -276,6 +276,7 @@ const zh = {
   check: "检查",
   emptyDone: (name) => `${name} 已清空，请动手写。每当你停下来，检查器就看一遍。`,
   emptyGone: (name) => `你的版本里没有函数 ${name}。`,
+  writtenRight: (name) => `${name} 写对了。运行你的版本吧：别的都应当不变。`,
   checking: "正在检查……",
   verdicts: { right: "正确", wrong: "有错", "to do": "还没写", waits: "未检查" },
   verdictLine: (line) => `第 ${line} 行`,

@@ -54,19 +54,19 @@ export const tint = (share) => `rgba(var(--rgb), ${(0.6 * Math.sqrt(share)).toFi
 
 // Lines above the text, from one of the elements to the others, as wide as its share in each. svg lies over them all.
 export function drawLines(svg, elements, from, shares) {
-  svg.replaceChildren();
-  if (!elements[from]) return;
   const place = (element) => [element.offsetLeft + element.offsetWidth / 2, element.offsetTop + 2];
-  const [x, y] = place(elements[from]);
-  shares.forEach((share, i) => {
-    if (share < 0.02 || i === from || !elements[i]) return;
-    const [x2, y2] = place(elements[i]), lift = y === y2 ? Math.min(22, 6 + Math.abs(x - x2) / 5) : 18;
+  const paths = [];  // drawn together, as each change makes the browser measure the elements again
+  for (let i = 0; i < elements.length && elements[from]; i++) {
+    if (shares[i] < 0.02 || i === from) continue;
+    const [x, y] = place(elements[from]), [x2, y2] = place(elements[i]);
+    const lift = y === y2 ? Math.min(22, 6 + Math.abs(x - x2) / 5) : 18;
     const path = document.createElementNS(svg.namespaceURI, "path");
     path.setAttribute("d", `M${x} ${y}C${x} ${y - lift} ${x2} ${y2 - lift} ${x2} ${y2}`);
-    path.setAttribute("stroke-width", (1 + 7 * share).toFixed(1));
-    path.setAttribute("stroke-opacity", (0.35 + 0.5 * share).toFixed(2));
-    svg.append(path);
-  });
+    path.setAttribute("stroke-width", (1 + 7 * shares[i]).toFixed(1));
+    path.setAttribute("stroke-opacity", (0.35 + 0.5 * shares[i]).toFixed(2));
+    paths.push(path);
+  }
+  svg.replaceChildren(...paths);
 }
 
 // Rows of next tokens. rows: [{ label, cells: [{ text, share, came, title, note }], chosen }]; came: it is what came next;
