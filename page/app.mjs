@@ -13,7 +13,8 @@ const query = new URLSearchParams(location.search), lib = query.get("lib");
 const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 4 };  // what is there before anything is clicked
 const HEAD = { layer: 4, head: 3 };  // one that looks at the token before, which is easily seen
 const N_BARS = 12, ALL_K = 101, END = "<|endoftext|>";
-const WAIT = 400, BETWEEN = 120;  // milliseconds: until a stop is offered; between two pictures while a run streams
+const WAIT = 400;  // milliseconds until a stop is offered
+const BETWEEN = 100, PART = 3;  // while a run streams: milliseconds between two pictures, and how much longer than one takes
 
 const language = query.get("lang") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
@@ -89,7 +90,7 @@ function settings() {
 
 // --- a picture of the text as it is now; of several wishes in the meantime only the last counts ---
 
-let wanted = false, looking = null;
+let wanted = false, looking = null, looked = { at: 0, took: 0 };
 
 function look() {
   wanted = true;
@@ -105,7 +106,8 @@ async function lookAgain() {
       const result = await page.busy(page.engine.analyse(page.prompt(), settings()));
       if (wanted && !page.run) continue;
       take(result);
-      page.timing = [result.n, Math.round(performance.now() - since)];
+      looked = { at: performance.now(), took: performance.now() - since };
+      page.timing = [result.n, Math.round(looked.took)];
       $("timing").textContent = page.t.timing(...page.timing);
     } catch (error) {
       page.fail(error);
@@ -151,6 +153,7 @@ function drawTokens() {
     button.setAttribute("aria-pressed", i === page.token);
   });
   unreachable($("tokens"));
+  if (page.run) $("tokens").scrollTop = $("tokens").scrollHeight;
   detail(ids[page.token]);
 }
 
@@ -253,17 +256,13 @@ function goOn(n, seed) {
   return page.run;
 }
 
-let drawn = 0;
-
 function onToken({ text, ids }) {
   page.ids = ids;
   note(ids, true);
   $("prompt").value += text;
   $("prompt").scrollTop = $("prompt").scrollHeight;
   page.chosen = null;
-  if (performance.now() - drawn < BETWEEN) return;
-  drawn = performance.now();
-  look();
+  if (!looking && performance.now() - looked.at > Math.max(BETWEEN, PART * looked.took)) look();
 }
 
 function drawRun(on = false) {

@@ -62,6 +62,14 @@ export class Inside {
     return this.page.result?.n ?? 0;
   }
 
+  get head() {  // the chosen one, or the last that there is
+    return Math.min(this.wish, this.page.result?.weights ? this.heads - 1 : Infinity);
+  }
+
+  set head(head) {
+    this.wish = head;
+  }
+
   get heads() {  // an edited source may have another number of them
     return this.page.result.heads;
   }
@@ -113,7 +121,6 @@ export class Inside {
     $("seen").hidden = !result.weights;
     if (!result.weights) return;
     const n_head = this.heads;
-    this.head = Math.min(this.head, n_head - 1);
     const colours = shades();
     $("heads").style.setProperty("--columns", n_head);
     fill($("heads"), n_layer * n_head, (i) => {
