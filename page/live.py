@@ -332,7 +332,7 @@ def held_out_loss():
     with np.errstate(all="ignore"):
         logits = version.module.gpt2(HELD_OUT[:-1], **params, n_head=n_head).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
-        losses = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(N_HELD_OUT), HELD_OUT[1:]]
+        losses = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(N_HELD_OUT - 1), HELD_OUT[1:]]
     loss = float(losses.mean())
     return {"loss": loss if math.isfinite(loss) else None}
 
@@ -418,4 +418,4 @@ def floats(array):
 
 original = version = Version(SOURCE)
 with open("/home/pyodide/models/shakespeare/held_out.txt", encoding="utf-8") as file:
-    HELD_OUT = encoder.encode(file.read(4000))[: N_HELD_OUT + 1]
+    HELD_OUT = encoder.encode(file.read(4000))[:N_HELD_OUT]

@@ -5,6 +5,7 @@
 // of the CDN have their version in their address and never change, so they are asked for once.
 
 const NAME = "picogpt";
+const isOurs = (url) => new URL(url).origin === location.origin;
 
 addEventListener("install", () => skipWaiting());
 addEventListener("activate", (event) => event.waitUntil(clients.claim()));
@@ -12,7 +13,7 @@ addEventListener("activate", (event) => event.waitUntil(clients.claim()));
 async function answer(request) {
   const cache = await caches.open(NAME);
   const kept = await cache.match(request);
-  if (kept && new URL(request.url).origin !== location.origin) return kept;
+  if (kept && !isOurs(request.url)) return kept;
   try {
     const response = await fetch(request);
     if (response.ok || !kept) return response;
@@ -22,14 +23,12 @@ async function answer(request) {
   return kept;
 }
 
-// What the page has loaded; most of it comes from the browser's own cache. What others than we served, and is in use no
-// more, is an older version.
+// What the page has loaded; most of it comes from the browser's own cache. What is the CDN's, and was not loaded, is an
+// older version.
 async function keep(urls) {
-  const cache = await caches.open(NAME);
-  for (const { url } of await cache.keys()) {
-    if (new URL(url).origin !== location.origin && !urls.includes(url)) await cache.delete(url);
-  }
-  await Promise.all(urls.map(async (url) => {
+  const cache = await caches.open(NAME), kept = (await cache.keys()).map(({ url }) => url);
+  await Promise.all(kept.filter((url) => !isOurs(url) && !urls.includes(url)).map((url) => cache.delete(url)));
+  await Promise.all(urls.filter((url) => isOurs(url) || !kept.includes(url)).map(async (url) => {
     const response = await fetch(url);
     if (response.ok) await cache.put(url, response);
   }));
@@ -38,4 +37,7 @@ async function keep(urls) {
 addEventListener("fetch", (event) => {
   if (event.request.method === "GET" && event.request.url.startsWith("http")) event.respondWith(answer(event.request));
 });
-addEventListener("message", (event) => event.waitUntil(keep(event.data.keep).then(() => true, () => false).then((kept) => event.ports[0].postMessage(kept))));
+addEventListener("message", (event) => {
+  const kept = keep(event.data.keep).then(() => true, () => false);
+  event.waitUntil(kept.then((whether) => event.ports[0].postMessage(whether)));
+});
