@@ -148,7 +148,6 @@ function drawTokens() {
       button.dataset.id = id;
       button.firstChild.textContent = text, button.lastChild.textContent = id;
     }
-    button.setAttribute("aria-label", page.t.tokenLabel(text, id));
     button.classList.toggle("made", Boolean(page.written.made[i]));
     button.setAttribute("aria-pressed", i === page.token);
   });
@@ -207,7 +206,7 @@ function drawBars() {
     const id = order[i], { text } = model.vocabulary[id], out = after[id] === 0, [name, track, share] = button.children;
     Object.assign(button.dataset, { id, before: before[id], after: after[id] });
     button.classList.toggle("cut", out);
-    button.setAttribute("aria-label", t.bar(text, percent(before[id]), out ? null : percent(after[id])));
+    button.title = t.bar(text, percent(before[id]), out ? null : percent(after[id]));
     name.textContent = text;
     track.firstChild.style.width = `${100 * before[id] / full}%`, track.lastChild.style.width = `${100 * after[id] / full}%`;
     share.textContent = out ? t.cut : percent(after[id]);

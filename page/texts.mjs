@@ -28,7 +28,6 @@ const en = {
   tokensLabel: "Tokens of the text",
   tokensHelp: "This is what the model sees: tokens, each with its number. Those underlined it wrote itself. Point at one to "
     + "see what it is made of; a click chooses it for the views.",
-  tokenLabel: (text, id) => `${text}, token ${id}`,
   detail: (text, id, bytes) => `<b class="token">${text}</b> is token ${id}, the bytes <code>${bytes}</code>`,
   detailByte: ": a single byte, with which BPE begins.",
   detailMerges: (rank, steps) => `, made by merge ${rank}: ${steps}`,
@@ -179,7 +178,6 @@ const zh = {
   timing: (n, milliseconds) => `${n} 个词元，${milliseconds} 毫秒后显示`,
   tokensLabel: "文本的词元",
   tokensHelp: "模型看到的是词元，各有编号。带下划线的是它自己写的。把鼠标移到词元上，看它由什么组成；点击则选定它，供各个视图使用。",
-  tokenLabel: (text, id) => `${text}，词元 ${id}`,
   detail: (text, id, bytes) => `<b class="token">${text}</b> 是 ${id} 号词元，字节为 <code>${bytes}</code>`,
   detailByte: "：单个字节，BPE 就从字节开始。",
   detailMerges: (rank, steps) => `，由第 ${rank} 次合并得到：${steps}`,

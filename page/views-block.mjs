@@ -1,6 +1,6 @@
 // One token through one block: a list of steps, each with its shape and its numbers.
 
-import { drawNumbers, fill, make } from "./views.mjs";
+import { drawNumbers, fill, make, tint } from "./views.mjs";
 
 // Where in the step's function its line is; the reader may have rewritten it, and then the function is shown.
 const LINES = {
@@ -43,12 +43,13 @@ export function drawSteps(list, steps, names, token, t, onStep) {
     shape.textContent = `[${step.shape.join(", ")}]`;
     item.children[1].textContent = told;
     numbers.replaceChildren();
-    if (OF_TOKENS.has(step.name)) drawTokens(numbers, step, names, token);
-    else drawVector(numbers, step, token, t);
+    numbers.removeAttribute("tabindex");
+    if (OF_TOKENS.has(step.name)) drawTokens(numbers, step, names, token, named);
+    else drawVector(numbers, step, t);
   });
 }
 
-function drawVector(parent, { row, all, shape }, token, t) {
+function drawVector(parent, { row, all }, t) {
   strip(parent, row, 1);
   const first = Array.from(row.subarray(0, 6), number).join("  ");
   make("p", parent, `${first}${row.length > 6 ? "  …" : ""}`, { className: "figures" });
@@ -67,15 +68,15 @@ function strip(parent, numbers, rows) {
   return canvas;
 }
 
-function drawTokens(parent, { name, row }, names, token) {
+function drawTokens(parent, { row }, names, token, label) {
+  Object.assign(parent, { tabIndex: 0, role: "group", ariaLabel: label });  // it scrolls
   const finite = Array.from(row).filter((value) => Math.abs(value) < 1e9);
   const most = Math.max(1e-9, ...finite.map(Math.abs));
   row.forEach((value, i) => {
     const place = make("span", parent, undefined, { className: "place" });
     make("span", place, names[i], { className: "token" });
     make("small", place, number(value));
-    const alpha = Math.abs(value) >= 1e9 ? 0.6 : 0.6 * Math.sqrt(Math.abs(value) / most);
-    place.style.background = `rgba(var(${value < 0 ? "--minus" : "--rgb"}), ${alpha.toFixed(3)})`;
+    place.style.background = tint(Math.min(1, Math.abs(value) / most), value < 0 ? "--minus" : "--rgb");
     if (i === token) place.classList.add("chosen");
   });
 }

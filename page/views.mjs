@@ -50,7 +50,8 @@ export function habits(weights, n) {
   return [mean((query) => query), mean((query) => query - 1), mean(() => 0)];
 }
 
-export const tint = (share) => `rgba(var(--rgb), ${(0.6 * Math.sqrt(share)).toFixed(3)})`;
+// The background of what has a share of something; the style may set --tint lower, so that text on it can be read.
+export const tint = (share, colour = "--rgb") => `rgba(var(${colour}), calc(var(--tint, .6) * ${Math.sqrt(share).toFixed(3)}))`;
 
 // Lines above the text, from one of the elements to the others, as wide as its share in each. svg lies over them all.
 export function drawLines(svg, elements, from, shares) {
