@@ -6,7 +6,7 @@ import { Engine, keepOffline } from "./engine.mjs";
 import { Inside } from "./inside.mjs";
 import * as links from "./link.mjs";
 import { texts } from "./texts.mjs";
-import { fill, make, rove, unreachable } from "./views.mjs";
+import { fill, make, rove, reachable } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search), lib = query.get("lib");
@@ -14,7 +14,7 @@ const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 4 };  // what is there
 const HEAD = { layer: 4, head: 3 };  // one that looks at the token before, which is easily seen
 const N_BARS = 12, ALL_K = 101, END = "<|endoftext|>";
 const WAIT = 400;  // milliseconds until a stop is offered
-const BETWEEN = 100, PART = 3;  // while a run streams: milliseconds between two pictures, and how much longer than one takes
+const BETWEEN = 100, PART = 3;  // from one picture of a run to the next: milliseconds, and times what a picture takes
 
 const language = query.get("lang") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
@@ -34,10 +34,10 @@ const page = {
   },
   prompt: () => page.ids ?? $("prompt").value,
   name: (i) => page.model.vocabulary[page.result.ids[i]].text,
-  number: (x, digits = 2) => x.toLocaleString(page.language, { minimumFractionDigits: digits, maximumFractionDigits: digits }),
-  percent: (x) => x > 0 && x < 0.001 ? `<${page.percent(0.001)}`
-    : x.toLocaleString(page.language, { style: "percent", minimumFractionDigits: x < 0.1 ? 1 : 0, maximumFractionDigits: x < 0.1 ? 1 : 0 }),
-  mark: (name, pattern) => code.part_(name, pattern),
+  number: (x, digits = 2, options = {}) =>
+    x.toLocaleString(page.language, { minimumFractionDigits: digits, maximumFractionDigits: digits, ...options }),
+  percent: (x) => x > 0 && x < 0.001 ? `<${page.percent(0.001)}` : page.number(x, x < 0.1 ? 1 : 0, { style: "percent" }),
+  point: (name, pattern) => code.point(name, pattern),
   say: (text) => { $("status").textContent = text; },
   rerun: () => look(),
 
@@ -49,7 +49,7 @@ const page = {
   // What went wrong, where it belongs: at its line in the source, in the status line, or, if all is over, above all.
   fail(error) {
     if (error.code === "stopped") return;
-    if (error.code === "python") return code.failed(error.detail);
+    if (error.code === "python") return code.failed(error.detail, true);
     if (error.code === "too-long") {
       page.tooLong = true;
       return page.say(page.explain(error));
@@ -106,6 +106,7 @@ async function lookAgain() {
       const result = await page.busy(page.engine.analyse(page.prompt(), settings()));
       if (wanted && !page.run) continue;
       take(result);
+      code.works();
       looked = { at: performance.now(), took: performance.now() - since };
       page.timing = [result.n, Math.round(looked.took)];
       $("timing").textContent = page.t.timing(...page.timing);
@@ -151,7 +152,7 @@ function drawTokens() {
     button.classList.toggle("made", Boolean(page.written.made[i]));
     button.setAttribute("aria-pressed", i === page.token);
   });
-  unreachable($("tokens"));
+  reachable($("tokens"));
   if (page.run) $("tokens").scrollTop = $("tokens").scrollHeight;
   detail(ids[page.token]);
 }
@@ -169,8 +170,9 @@ function detail(id) {
       + ` → <b class="token">${escape(text)}</b>`);
   };
   tell(id);
-  $("detail").innerHTML = t.detail(escape(text), id, bytes)
-    + (text === END ? t.detailSpecial : parts ? t.detailMerges(rank + 1, [...new Set(steps)].join(t.comma)) : t.detailByte);
+  const origin = text === END ? t.detailSpecial : parts ? t.detailMerges(rank + 1, [...new Set(steps)].join(t.comma))
+    : t.detailByte;
+  $("detail").innerHTML = t.detail(escape(text), id, bytes) + origin;
 }
 
 function listenToTokens() {
@@ -178,11 +180,11 @@ function listenToTokens() {
   rove($("tokens"));
   const show = ({ target }) => {
     const button = place(target);
-    if (button) detail(Number(button.dataset.id)), inside.point([...$("tokens").children].indexOf(button));
+    if (button) detail(Number(button.dataset.id)), inside.hover([...$("tokens").children].indexOf(button));
   };
   $("tokens").addEventListener("pointerover", show);
   $("tokens").addEventListener("focusin", show);
-  const leave = () => { inside.point(null); detail(page.result.ids[page.token]); };
+  const leave = () => { inside.hover(null); detail(page.result.ids[page.token]); };
   $("tokens").addEventListener("pointerleave", leave);
   $("tokens").addEventListener("focusout", leave);
   $("tokens").onclick = ({ target }) => place(target) && page.choose([...$("tokens").children].indexOf(place(target)));
@@ -208,21 +210,23 @@ function drawBars() {
     button.classList.toggle("cut", out);
     button.title = t.bar(text, percent(before[id]), out ? null : percent(after[id]));
     name.textContent = text;
-    track.firstChild.style.width = `${100 * before[id] / full}%`, track.lastChild.style.width = `${100 * after[id] / full}%`;
+    track.firstChild.style.width = `${100 * before[id] / full}%`;
+    track.lastChild.style.width = `${100 * after[id] / full}%`;
     share.textContent = out ? t.cut : percent(after[id]);
   });
-  unreachable($("bars"));
+  reachable($("bars"));
   let kept = 0, cut = 0, rest = 1;
   after.forEach((part, id) => { part > 0 ? kept++ : cut += tempered[id]; });
   for (const id of order) rest -= after[id];
-  $("kept").textContent = Number($("temperature").value) === 0 ? t.temperatureZero : t.kept(kept, after.length, percent(cut));
+  $("kept").textContent = settings().temperature === 0 ? t.temperatureZero : t.kept(kept, after.length, percent(cut));
   const others = kept - order.filter((id) => after[id] > 0).length;
   $("others").textContent = others > 0 ? t.others(others, percent(Math.max(0, rest))) : "";
 }
 
 function drawSliders() {
-  const { temperature, top_k, top_p } = settings();
-  const shown = { temperature: page.number(temperature), top_k: top_k ?? page.t.all, top_p: top_p === null ? page.t.all : page.number(top_p) };
+  const { temperature, top_k, top_p } = settings(), { t, number } = page;
+  const shown = { temperature: number(temperature), top_k: top_k ?? t.all, top_p: t.all };
+  if (top_p !== null) shown.top_p = number(top_p);
   for (const [id, text] of Object.entries(shown)) {
     document.querySelector(`output[for=${id}]`).textContent = text;
     $(id).setAttribute("aria-valuetext", text);
@@ -236,7 +240,10 @@ async function textOf(ids) {
   return page.engine.decode(special ? ids.slice(1) : ids);
 }
 
+let streams = false;
+
 function goOn(n, seed) {
+  streams = true;
   const run = page.busy(page.engine.generate(page.prompt(), { ...settings(), seed, n }, onToken));
   page.run = run.then(async ({ reason }) => {
     page.run = null;
@@ -256,6 +263,7 @@ function goOn(n, seed) {
 }
 
 function onToken({ text, ids }) {
+  if (!streams) return;  // the reader has written something else in the meantime
   page.ids = ids;
   note(ids, true);
   $("prompt").value += text;
@@ -290,16 +298,19 @@ async function takeToken(id) {
 
 function listenToText() {
   $("prompt").oninput = async () => {
+    streams = false;
     Object.assign(page, { ids: null, chosen: null });
-    if (page.run) await page.halt(), page.ids = null;
+    await page.halt();
     look();
   };
   $("run").onclick = () => page.run ? stop() : goOn(page.model.hparams.n_ctx);
-  $("step").onclick = async () => { await page.halt(); goOn(1); };
+  let steps = Promise.resolve();  // one after the other, however quick the clicks
+  $("step").onclick = () => { steps = steps.then(() => page.halt()).then(() => goOn(1)); };
   $("stop").onclick = stop;
   for (const id of ["temperature", "top_k", "top_p"]) {
     $(id).oninput = () => { drawSliders(); look(); };
-    $(id).onfocus = () => page.mark("sample");
+    $(id).onfocus = () => page.point("sample");
+    $(id).onblur = () => inside.point();
   }
   rove($("bars"));
   $("bars").onclick = ({ target }) => {
@@ -314,10 +325,14 @@ function speak(language) {
   Object.assign(page, { language, t: texts[language] });
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   document.title = page.t.title;
-  for (const element of document.querySelectorAll("[data-text]")) element.textContent = page.t[element.dataset.text];
-  for (const element of document.querySelectorAll("[data-html]")) element.innerHTML = page.t[element.dataset.html];
-  for (const element of document.querySelectorAll("[data-label]")) element.setAttribute("aria-label", page.t[element.dataset.label]);
-  Object.assign($("language"), { textContent: page.t.other, title: page.t.otherLabel, lang: language === "zh" ? "en" : "zh-Hans" });
+  const set = (name, put) => {
+    for (const element of document.querySelectorAll(`[data-${name}]`)) put(element, page.t[element.dataset[name]]);
+  };
+  set("text", (element, text) => { element.textContent = text; });
+  set("html", (element, text) => { element.innerHTML = text; });
+  set("label", (element, text) => { element.ariaLabel = text; });
+  Object.assign($("language"), { textContent: page.t.other, title: page.t.otherLabel });
+  $("language").lang = language === "zh" ? "en" : "zh-Hans";
   code.editor.relabel(page.t.editorLabel);
   drawSliders();
   drawRun(Boolean(page.run));
@@ -331,8 +346,9 @@ function speak(language) {
 
 async function share() {
   const { temperature, top_k, top_p } = settings(), { view, layer, head } = inside;
-  const hash = await links.write({ text: $("prompt").value, temperature, top_k, top_p, view, layer: layer + 1, head: head + 1,
-    token: page.chosen === null ? null : page.chosen + 1, source: code.edited ? code.editor.text : null });
+  const token = page.chosen === null ? null : page.chosen + 1, source = code.edited ? code.editor.text : null;
+  const hash = await links.write({ text: $("prompt").value, temperature, top_k, top_p, view, layer: layer + 1,
+    head: head + 1, token, source });
   history.replaceState(null, "", hash);
   const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
   page.say(copied ? page.t.linkDone : page.t.linkShown);
@@ -346,7 +362,7 @@ function follow(link) {
   for (const id of ["temperature", "top_k", "top_p"])
     if (link[id] !== undefined && !Number.isNaN(Number(link[id]))) $(id).value = link[id];
     else if (link.text !== undefined && id !== "temperature") $(id).value = $(id).max;
-  Object.assign(inside, { layer: whole(link.layer ?? HEAD.layer, n_layer), head: whole(link.head ?? HEAD.head, n_head) });
+  inside.layer = whole(link.layer ?? HEAD.layer, n_layer), inside.head = whole(link.head ?? HEAD.head, n_head);
   page.chosen = link.token === undefined ? null : whole(link.token, page.model.hparams.n_ctx);
   page.ids = null;
   drawSliders();

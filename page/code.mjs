@@ -1,7 +1,7 @@
 // The source beside the views: edited, run, broken and mended, checked.
 
 import { changedLines, Editor, linesOf } from "./editor.mjs";
-import { fill, make } from "./views.mjs";
+import { make } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
 const PAUSE = 800;  // milliseconds after a key until the checker looks
@@ -32,25 +32,26 @@ function turn(source, text, edits, mend) {
 }
 
 export class Code {
-  // page: { engine, model, t, say(text), busy(promise), fail(error), rerun(), number(x) }
+  // page: { engine, model, t, say(text), busy(promise), halt(), fail(error), explain(error), rerun(), number(x) }
   constructor(page, lib) {
-    Object.assign(this, { page, lib, running: null, loss: undefined, error: null, part: null, writes: null, linked: false });
-    this.editor = new Editor($("source"), { label: page.t.editorLabel, onChange: () => this.changed(), onRun: () => this.apply() });
+    Object.assign(this, { page, lib, running: null, loss: undefined, error: null, part: null, writes: null, printed: "" });
+    const [onChange, onRun] = [() => this.changed(), () => this.apply()];
+    this.editor = new Editor($("source"), { label: page.t.editorLabel, onChange, onRun });
     $("apply").onclick = () => this.apply();
     $("reset").onclick = () => this.reset();
     $("check").onclick = () => this.check(null);
     $("empty").onclick = () => this.empty($("write").value);
-    fill($("write"), TO_WRITE.length, () => make("option"), (option, i) => option.value = option.textContent = TO_WRITE[i]);
+    for (const name of TO_WRITE) make("option", $("write"), name);
     $("write").value = "attention";
   }
 
   start(source) {
     const { model } = this.page;
-    Object.assign(this, { running: model.source, linked: Boolean(source) && source !== model.source });
+    this.running = model.source;
     this.editor.set(source || model.source);
-    $("linked").hidden = !this.linked;
+    $("linked").hidden = !this.edited;
     for (const { name, edits } of model.breaks) {
-      const button = make("button", $("breaks"), "", { type: "button", onclick: () => this.break(edits) });
+      const button = make("button", $("breaks"), "", { type: "button", onclick: () => this.toggle(edits) });
       button.dataset.break = name;
     }
     this.show();
@@ -75,7 +76,7 @@ export class Code {
   }
 
   // Shows what a view is computed by: a function, or the line of it that fits.
-  part_(name, pattern) {
+  point(name, pattern) {
     this.part = [name, pattern];
     this.mark(true);
   }
@@ -99,15 +100,15 @@ export class Code {
     $("apply").disabled = this.editor.text === this.running && !this.error;
     for (const { name, edits } of model.breaks) {
       const button = $("breaks").querySelector(`[data-break="${name}"]`);
-      const whole = turn(model.source, this.running, edits, false), made = turn(model.source, this.running, edits, true);
+      const [whole, broken] = [false, true].map((mend) => turn(model.source, this.running, edits, mend) !== null);
       button.textContent = t.breaks[name] ?? name;
       button.title = t.breakHelp[name] ?? "";
-      button.setAttribute("aria-pressed", whole === null && made !== null);
+      button.setAttribute("aria-pressed", broken && !whole);
     }
     $("error").hidden = !this.error;
-    $("error").textContent = this.error ? `${this.error.line ? t.errorLine(this.error.line, this.error.message)
-      : this.error.message}` : "";
-    if (this.error?.line) $("error").dataset.line = this.error.line;
+    const { line, message = "" } = this.error ?? {};
+    $("error").textContent = line ? t.errorLine(line, message) : message;
+    if (line) $("error").dataset.line = line;
     else delete $("error").dataset.line;
   }
 
@@ -122,18 +123,24 @@ export class Code {
   }
 
   async measure() {
-    const { model, engine } = this.page;
+    const { model, engine } = this.page, { running } = this, original = running === model.source;
     this.loss = undefined;
     this.show();
-    this.loss = this.running === model.source && model.loss ? model.loss : await engine.heldOutLoss();
-    if (this.running === model.source) model.loss = this.loss;
-    this.show();
+    let loss = null;
+    try {
+      loss = original && model.loss || await engine.heldOutLoss();
+      if (original) model.loss = loss;
+    } finally {
+      if (running === this.running) {  // no other one has come
+        this.loss = loss;
+        this.show();
+      }
+    }
   }
 
   // Runs what is in the editor.
   async apply() {
     const { page } = this, text = this.editor.text;
-    this.linked = false;
     $("linked").hidden = true;
     await page.halt();
     this.printed = "";
@@ -146,14 +153,15 @@ export class Code {
       })());
       page.say(`${text === page.model.source ? page.t.runningOriginal : page.t.running} ${$("loss").textContent}`);
     } catch (error) {
-      page.fail(error);
+      if (error.code === "python") this.failed(error.detail);
+      else page.fail(error);
     }
     this.mark();
   }
 
   // What a source prints; of a flood the end.
   print(text) {
-    this.printed = `${this.printed ?? ""}${text}\n`.slice(-PRINTED);
+    this.printed = `${this.printed}${text}\n`.slice(-PRINTED);
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
       $("printed").hidden = !this.printed;
@@ -168,7 +176,7 @@ export class Code {
     return this.apply();
   }
 
-  break(edits) {
+  toggle(edits) {
     const { model, t } = this.page, { text } = this.editor;
     const changed = turn(model.source, text, edits, false) ?? turn(model.source, text, edits, true);
     if (changed === null) return this.page.say(t.breakGone);
@@ -176,12 +184,16 @@ export class Code {
     return this.apply();
   }
 
-  // An error while gpt2.py ran, or what a stop did to it.
-  failed(error) {
-    this.error = error;
+  // An error of the source; `passing` where another text may do without it.
+  failed(error, passing = false) {
+    this.error = error && { ...error, passing };
     this.mark();
     this.show();
     if (error?.line) this.editor.reveal(error.line);
+  }
+
+  works() {
+    if (this.error?.passing) this.failed(null);
   }
 
   restarted() {
@@ -197,7 +209,7 @@ export class Code {
     all.splice(lines[0], lines[1] - lines[0], "    ...");
     this.writes = name;
     this.editor.set(all.join("\n"));
-    this.part_(name);
+    this.point(name);
     this.editor.select(start, start + 3);
     this.findings(null, t.emptyDone(name));
   }

@@ -1,4 +1,4 @@
-// gpt2.py as a text that can be edited: CodeMirror once it is there, a plain text area before, and where it cannot be had.
+// gpt2.py as a text to edit: in CodeMirror once it is there, in a plain text area before, and where it cannot be had.
 
 import { loadEditor } from "./engine.mjs";
 import { make } from "./views.mjs";
@@ -24,7 +24,8 @@ export function changedLines(original, text) {
   const best = Array.from({ length: n + 1 }, () => new Uint16Array(m + 1));
   const same = (i, j) => a[start + i] === b[start + j];
   for (let i = n - 1; i >= 0; i--)
-    for (let j = m - 1; j >= 0; j--) best[i][j] = same(i, j) ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
+    for (let j = m - 1; j >= 0; j--)
+      best[i][j] = same(i, j) ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
   for (let i = 0, j = 0; i < n || j < m;) {
     if (i < n && j < m && same(i, j)) i++, j++;
     else if (j < m && (i === n || best[i][j + 1] >= best[i + 1][j])) changed.add(start + ++j);

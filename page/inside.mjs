@@ -1,6 +1,6 @@
 // The three views of what happens inside: attention, the answer after each block, one token through one block.
 
-import { drawLines, drawMap, drawNext, fill, habits, make, rove, shades, share, tint, unreachable } from "./views.mjs";
+import { drawLines, drawMap, drawNext, fill, habits, make, rove, shades, share, tint, reachable } from "./views.mjs";
 import { drawSteps, line } from "./views-block.mjs";
 
 const $ = (id) => document.getElementById(id);
@@ -9,7 +9,7 @@ const STEPS = 17, N_LENS = 6;  // of a block, if nothing is missing; of next tok
 const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "transformer_block" };
 
 export class Inside {
-  // page: { engine, model, t, result, token, prompt(), name(i), percent(x), choose(i), mark(name, line), fail(error) }
+  // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), point(name, line), say(text), fail(error) }
   constructor(page) {
     Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: 0, wanted: false, asking: false });
     [this.row, this.svg] = $("lines").children;
@@ -32,7 +32,8 @@ export class Inside {
     };
     large.onpointerleave = () => this.look(null, 0);
     large.onkeydown = (event) => {
-      const [rows, columns] = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key] ?? [];
+      const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+      const [rows, columns] = moves[event.key] ?? [];
       if (rows === undefined || !this.n) return;
       event.preventDefault();
       const within = (value) => Math.min(this.n - 1, Math.max(0, value));
@@ -44,9 +45,9 @@ export class Inside {
       if (button) this.set({ layer: Number(button.dataset.layer), head: Number(button.dataset.head) });
     };
     rove($("lines"));
-    this.row.onpointerover = this.row.onfocus = ({ target }) => this.point(this.place(target));
-    this.row.addEventListener("focusin", ({ target }) => this.point(this.place(target)));
-    this.row.onpointerleave = () => this.point(null);
+    this.row.onpointerover = ({ target }) => this.hover(this.place(target));
+    this.row.addEventListener("focusin", ({ target }) => this.hover(this.place(target)));
+    this.row.onpointerleave = () => this.hover(null);
     this.row.onclick = ({ target }) => this.place(target) >= 0 && this.page.choose(this.place(target));
     $("block-token").onchange = ({ target }) => this.page.choose(Number(target.value));
     $("block-layer").onchange = ({ target }) => this.set({ layer: Number(target.value) });
@@ -93,8 +94,12 @@ export class Inside {
       tab.tabIndex = on ? 0 : -1;
       $(`view-${name}`).hidden = !on;
     }
-    this.page.mark(FUNCTIONS[this.view]);
+    this.point();
     this.show();
+  }
+
+  point() {  // shows the part of the source that computes the view
+    this.page.point(FUNCTIONS[this.view]);
   }
 
   // A place of the large map: the query's row (null: the chosen token's) and the key's column.
@@ -104,7 +109,7 @@ export class Inside {
     this.lines();
   }
 
-  point(token) {
+  hover(token) {
     this.query = token >= 0 ? token : null;
     this.lines();
   }
@@ -120,16 +125,15 @@ export class Inside {
     $("no-weights").hidden = Boolean(result.weights);
     $("seen").hidden = !result.weights;
     if (!result.weights) return;
-    const n_head = this.heads;
-    const colours = shades();
+    const n_head = this.heads, colours = shades();
     $("heads").style.setProperty("--columns", n_head);
-    fill($("heads"), n_layer * n_head, (i) => {
-      const button = make("button", null, undefined, { type: "button", tabIndex: i ? -1 : 0 });
-      Object.assign(button.dataset, { layer: Math.floor(i / n_head), head: i % n_head });
+    fill($("heads"), n_layer * n_head, () => {
+      const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
       make("canvas", button);
       return button;
     }, (button, i) => {
       const layer = Math.floor(i / n_head), head = i % n_head, chosen = layer === this.layer && head === this.head;
+      Object.assign(button.dataset, { layer, head });
       button.setAttribute("aria-pressed", chosen);
       if (streaming && !chosen) return;
       const title = t.headTitle(layer + 1, head + 1), weights = this.weights(layer, head);
@@ -139,6 +143,7 @@ export class Inside {
       button.setAttribute("aria-label", `${title}. ${habit}`);
       if (chosen) $("habit").textContent = habit;
     });
+    reachable($("heads"));
     $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
     drawMap($("large"), this.weights(), n, colours);
     if (this.query >= n) this.query = null;
@@ -148,7 +153,7 @@ export class Inside {
       button.textContent = page.name(i);
       button.setAttribute("aria-pressed", i === page.token);
     });
-    unreachable(this.row);
+    reachable(this.row);
     this.lines();
   }
 
@@ -172,9 +177,9 @@ export class Inside {
       button.style.background = shares[i] > 0.004 ? tint(shares[i]) : "";
       button.classList.toggle("from", i === from);
     });
-    const best = shares.map((part, i) => [part, i]).sort((a, b) => b[0] - a[0]).slice(0, 4).filter(([part]) => part > 0.02);
-    $("looks").textContent = page.t.looks(page.name(from), best.map(([part, i]) => `${page.name(i)} ${page.percent(part)}`)
-      .join(page.t.comma));
+    const best = shares.map((part, i) => [part, i]).filter(([part]) => part > 0.02).sort((a, b) => b[0] - a[0]);
+    const told = best.slice(0, 4).map(([part, i]) => `${page.name(i)} ${page.percent(part)}`);
+    $("looks").textContent = page.t.looks(page.name(from), told.join(page.t.comma));
   }
 
   layers(streaming) {
@@ -183,7 +188,8 @@ export class Inside {
     $("lens-title").textContent = t.lensTitle(page.name(page.token));
     const head = make("tr", null);
     make("th", head, t.wholeToken, { scope: "col" });
-    for (let layer = 0; layer < n_layer; layer++) make("th", head, layer + 1, { scope: "col", title: this.blockName(layer) });
+    for (let layer = 0; layer < n_layer; layer++)
+      make("th", head, layer + 1, { scope: "col", title: this.blockName(layer) });
     $("whole").tHead?.remove();
     $("whole").createTHead().append(head);
     this.told = Array.from({ length: n }, (_, i) => this.told?.[i] ?? null);  // shown until the new ones come
@@ -218,10 +224,11 @@ export class Inside {
 
   drawLens(rows, token) {
     $("no-lens").hidden = Boolean(rows);
-    const next = this.page.result.ids[token + 1];
-    drawNext($("lens").tBodies[0] ?? $("lens").createTBody(), (rows ?? []).map((row, layer) => ({ label: this.blockName(layer),
-      cells: row.slice(0, N_LENS).map((_, rank) => this.lensCell(rows, layer, rank, next)).map((cell) => (
-        { ...cell, note: cell.title })) })));
+    const next = this.page.result.ids[token + 1], body = $("lens").tBodies[0] ?? $("lens").createTBody();
+    drawNext(body, (rows ?? []).map((row, layer) => {
+      const cells = row.slice(0, N_LENS).map((_, rank) => this.lensCell(rows, layer, rank, next));
+      return { label: this.blockName(layer), cells: cells.map((cell) => ({ ...cell, note: cell.title })) };
+    }));
   }
 
   drawWhole() {
@@ -267,7 +274,7 @@ export class Inside {
     const steps = await page.engine.steps(result.ids, { layer, head, token });
     if (this.wanted || page.result !== result) return;
     drawSteps($("steps"), steps, result.ids.map((_, i) => page.name(i)), token, t, (step) => {
-      page.mark(step.in, line(step.name));
+      page.point(step.in, line(step.name));
       page.say(t.blockShown(step.name));
     });
     $("no-steps").hidden = steps.length === STEPS;

@@ -19,7 +19,8 @@ async function pack(text) {
 
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
-  return new TextDecoder("utf-8", { fatal: true }).decode(await through(new DecompressionStream("deflate-raw"), bytes, LIMIT));
+  const found = await through(new DecompressionStream("deflate-raw"), bytes, LIMIT);
+  return new TextDecoder("utf-8", { fatal: true }).decode(found);
 }
 
 // The fragment for { text, temperature, ..., source }: absent is what is null.

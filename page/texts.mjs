@@ -5,8 +5,8 @@ const en = {
   other: "中文",
   otherLabel: "本页的中文版",
   title: "PicoGPT, live",
-  lead: `The very <a href="../gpt2.py">gpt2.py</a> of <a href="../README.md">this repository</a>, 150 lines of Python,
-    runs in this page, on your device. Its model has read nothing but Shakespeare. Type, look inside, change a line, see
+  lead: `The very <a href="../gpt2.py">gpt2.py</a> of <a href="../README.md">this repository</a>, a page of Python, runs
+    here in your browser, on your device. Its model has read nothing but Shakespeare. Type, look inside, change a line, see
     what breaks.`,
   link: "Copy link to this",
   linkDone: "The link is copied: prompt, settings and your source are in it.",
@@ -136,10 +136,6 @@ const en = {
   editorHelp: "In the editor Tab indents; press Escape first to leave it with Tab. Ctrl-Enter runs your version.",
   editorLabel: "The source of gpt2.py",
   failures: {
-    "no-wasm": "This browser cannot run WebAssembly, which Python needs here. A recent Firefox, Chrome, Edge or Safari can; "
-      + "on some machines it has to be allowed in the settings.",
-    file: "Opened from a disk, a page may not load its parts. In the repository's folder, run python -m http.server and "
-      + "open http://localhost:8000/page/ .",
     "cannot-load": (url) => `${url} could not be loaded. Check the connection and reload this page; where a filter is in the way, `
       + "ask for that address to be allowed.",
     python: (detail) => detail.line ? `Line ${detail.line}: ${detail.message}` : `gpt2.py says: ${detail.message}`,
@@ -157,7 +153,7 @@ const zh = {
   other: "English",
   otherLabel: "This page in English",
   title: "PicoGPT 在线演示",
-  lead: `<a href="../README.md">本仓库</a>的 <a href="../gpt2.py">gpt2.py</a>，一字未改的 150 行 Python，正在这个页面里、在你的设备上运行。`
+  lead: `<a href="../README.md">本仓库</a>的 <a href="../gpt2.py">gpt2.py</a>，一页 Python 代码，一字未改，正在你的浏览器里、在你的设备上运行。`
     + `它的模型只读过莎士比亚。输入文字，看看里面发生了什么；改一行代码，看看哪里会坏。`,
   link: "复制本页链接",
   linkDone: "链接已复制，其中包含提示文本、设置和你的源码。",
@@ -281,8 +277,6 @@ const zh = {
   editorHelp: "编辑器里 Tab 用来缩进；先按 Escape，再按 Tab 即可离开。Ctrl-Enter 运行你的版本。",
   editorLabel: "gpt2.py 的源码",
   failures: {
-    "no-wasm": "这个浏览器不能运行 WebAssembly，而这里的 Python 需要它。请换用新版的 Firefox、Chrome、Edge 或 Safari，或在设置中允许它。",
-    file: "直接从磁盘打开的页面不能加载其余部分。请在仓库目录下运行 python -m http.server，再打开 http://localhost:8000/page/ 。",
     "cannot-load": (url) => `无法加载 ${url}。请检查网络后刷新本页；如果有过滤，请允许这个地址。`,
     python: (detail) => detail.line ? `第 ${detail.line} 行：${detail.message}` : `gpt2.py 说：${detail.message}`,
     "too-long": (detail) => `这段文本有 ${detail.n} 个词元，而这个模型最多读 ${detail.n_ctx} 个。请缩短一些。`,

@@ -1,4 +1,4 @@
-// What is drawn: attention maps, lines between tokens, tables of next tokens, strips of numbers. Nothing here knows of a
+// What is drawn: attention maps, lines between tokens, tables of next tokens, numbers as colours. Nothing here knows of a
 // model or of a page; beyond/attention.py puts this file into the page that it writes.
 //
 // A weight w comes as a byte, round(255 * sqrt(w)), so that small ones can be seen.
@@ -51,7 +51,8 @@ export function habits(weights, n) {
 }
 
 // The background of what has a share of something; the style may set --tint lower, so that text on it can be read.
-export const tint = (share, colour = "--rgb") => `rgba(var(${colour}), calc(var(--tint, .6) * ${Math.sqrt(share).toFixed(3)}))`;
+export const tint = (share, colour = "--rgb") =>
+  `rgba(var(${colour}), calc(var(--tint, .6) * ${Math.sqrt(share).toFixed(3)}))`;
 
 // Lines above the text, from one of the elements to the others, as wide as its share in each. svg lies over them all.
 export function drawLines(svg, elements, from, shares) {
@@ -85,7 +86,7 @@ export function drawNext(body, rows) {
   }));
 }
 
-// Numbers as coloured places, each of `rows` rows as strong as the largest number of all: blue positive, orange negative.
+// Numbers as colours, in `rows` rows: --rgb where they are positive, --minus where negative, full for the largest of all.
 export function drawNumbers(canvas, numbers, rows = 1) {
   const plus = rgb("--rgb"), minus = rgb("--minus"), width = Math.max(1, numbers.length / rows);
   let most = 1e-9;
@@ -94,7 +95,8 @@ export function drawNumbers(canvas, numbers, rows = 1) {
   const context = canvas.getContext("2d"), image = context.createImageData(width, rows);
   const pixels = new Uint32Array(image.data.buffer);
   numbers.forEach((number, i) => {
-    pixels[i] = pixel(number < 0 ? minus : plus, Math.round(12 + 243 * Math.min(1, Math.sqrt(Math.abs(number) / most))));
+    const strength = Math.min(1, Math.sqrt(Math.abs(number) / most));
+    pixels[i] = pixel(number < 0 ? minus : plus, Math.round(12 + 243 * strength));
   });
   context.putImageData(image, 0, 0);
 }
@@ -116,6 +118,7 @@ export function rove(container, columns = () => 0) {
   });
 }
 
-export function unreachable(container) {  // so that Tab finds the container's first button, if no other
+// Lets Tab come to the first button, where it can come to no other.
+export function reachable(container) {
   if (!container.querySelector('button[tabindex="0"]')) container.querySelector("button")?.setAttribute("tabindex", "0");
 }
