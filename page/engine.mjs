@@ -90,11 +90,13 @@ export class EngineError extends Error {
 
 // --- files ---
 
+// A digest as fetch wants it: in base64 instead of hexadecimal.
+const integrity = (hex) => `sha256-${btoa(String.fromCharCode(...hex.match(/../g).map((byte) => parseInt(byte, 16))))}`;
+
 // The bytes of a URL; where a digest is given, no others. onBytes(n) is called as they come.
 async function fetchBytes(url, sha256, onBytes = () => {}) {
-  const options = sha256 ? { integrity: `sha256-${btoa(String.fromCharCode(...sha256.match(/../g).map((byte) => parseInt(byte, 16))))}` } : {};
   try {
-    const response = await fetch(url, options);
+    const response = await fetch(url, sha256 ? { integrity: integrity(sha256) } : {});
     if (!response.ok) throw Error(response.status);
     const parts = [];
     for (const reader = response.body.getReader(); ;) {
@@ -162,7 +164,7 @@ class PythonWorker {
     this.frame.sandbox = "allow-scripts"; this.frame.style.cssText = "position:fixed;width:1px;height:1px;opacity:0.01;border:0;right:0;bottom:0";
     this.frame.onload = () => this.frame.contentWindow.postMessage(program, "*", [toFrame.port2, toWorker.port2]);
     document.body.append(this.frame);
-    toFrame.port1.onmessage = ({ data }) => this.end(new EngineError("broken", String(data.fails)));
+    toFrame.port1.onmessage = ({ data }) => this.runs || this.end(new EngineError("broken", String(data.fails)));
     this.port = toWorker.port1;
     this.port.onmessage = ({ data }) => this.receive(data);
   }
@@ -212,7 +214,7 @@ const PATIENCE = 500; // milliseconds until a worker that does not answer to sto
 
 export class Engine {
   constructor({ lib = null, onPrint = () => {} } = {}) {
-    Object.assign(this, { lib, onPrint, files: new Map(), tell: () => {} });
+    Object.assign(this, { lib, onPrint, files: new Map(), libraries: [], tell: () => {} });
     this.seconds = 20; // that a function may take while it is checked, as in tutorial/check.py
   }
 
@@ -220,21 +222,28 @@ export class Engine {
     if (location.protocol === "file:") throw new EngineError("file");
     if (typeof WebAssembly !== "object") throw new EngineError("no-wasm");
     const now = { had: 0, total: ABOUT, stage: "files" };
+    let next = "python";
     this.tell = (change = {}) => {
       Object.assign(now, change, { had: now.had + (change.more ?? 0) });
       onProgress(now.had / 1e6, Math.max(now.had, now.total) / 1e6, now.stage);
     };
     this.tell();
+    for (const name of ["page/worker.mjs", ...SOURCES]) this.file(name); // all at once, as each may take its time
     this.libraries = (await libraries()).filter((one) => !one.name.endsWith(".js"));
     this.tell({ total: ABOUT + this.libraries.reduce((sum, one) => sum + one.bytes, 0) });
-    this.worker = await this.spawn(SOURCES, (stage) => this.tell({ stage }));
+    this.worker = await this.spawn(SOURCES, (stage) => {
+      next = stage;
+      if (now.stage !== "files") this.tell({ stage });
+    });
     try {
       await Promise.all([...this.files.values()]);
-      this.tell({ total: now.had, stage: "python" });
+      this.tell({ total: now.had, stage: next });
       return await this.worker.started;
     } catch (error) {
       this.worker.end(error);
       throw error;
+    } finally {
+      this.tell = () => {};
     }
   }
 
@@ -242,30 +251,52 @@ export class Engine {
   file(name) {
     if (!this.files.has(name)) {
       const one = this.libraries.find((other) => other.name === name);
-      const onBytes = (more) => this.tell({ more });
-      this.files.set(name, one ? fetchBytes(placeOf(one, this.lib), one.sha256, onBytes) : fetchBytes(new URL(name, ROOT), null, onBytes));
+      const [url, sha256] = one ? [placeOf(one, this.lib), one.sha256] : [new URL(name, ROOT), null];
+      const bytes = fetchBytes(url, sha256, (more) => this.tell({ more }));
+      bytes.catch(() => this.files.delete(name)); // it may be there another time
+      this.files.set(name, bytes);
     }
     return this.files.get(name);
   }
 
   // A worker with these of our files; it starts while they come.
   async spawn(sources, onSay) {
+    const names = this.libraries.map((one) => one.name);
+    for (const name of names) this.file(name);
     const program = new TextDecoder().decode(await this.file("page/worker.mjs"));
     const worker = new PythonWorker(`data:text/javascript,${encodeURIComponent(program)}`, (data) => {
       if (data.print !== undefined) this.onPrint(data.print);
       else onSay(data.says);
     });
-    const names = this.libraries.map((one) => one.name);
     for (const name of [...names, ...sources]) this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
     worker.started = worker.call("start", [{ wheels: names.filter((name) => name.endsWith(".whl")), sources }]);
-    worker.started.catch(() => {}); // whoever waits for it gets the error, too
+    worker.started.then(() => (worker.runs = true), () => {}); // whoever waits for it gets the error
     return worker;
   }
 
   async call(name, args, onEvent) {
-    const worker = this.worker;
+    await this.restarting;
+    const { worker } = this;
     await worker.started;
-    return worker.call(name, args, onEvent);
+    try {
+      return await worker.call(name, args, onEvent);
+    } catch (error) {
+      if (error.code !== "broken" || worker !== this.worker) throw error;
+      this.restart(this.source); // a source can bring Python itself down, by endless recursion for one
+      throw new EngineError("python", { line: null, message: `Python broke down, and starts again: ${error.detail.split("\n")[0]}` });
+    }
+  }
+
+  // Another worker in place of this one; whatever waits for it fails.
+  restart(source = null) {
+    this.worker.end(new EngineError("stopped"));
+    this.source = source;
+    const start = async () => {
+      this.worker = await this.spawn(SOURCES, () => {});
+      await this.worker.started;
+      if (source) await this.worker.call("set_source", [source]).catch(() => {});
+    };
+    return (this.restarting = start());
   }
 
   async analyse(prompt, settings = {}) {
@@ -302,7 +333,9 @@ export class Engine {
   }
 
   async setSource(source) {
-    return { edited: (await this.call("set_source", [source])).edited };
+    const { edited } = await this.call("set_source", [source]);
+    this.source = source;
+    return { edited };
   }
 
   async heldOutLoss() {
@@ -313,20 +346,20 @@ export class Engine {
     const { worker } = this;
     await worker.started;
     if (await worker.stop()) return { restarted: false };
-    worker.end(new EngineError("stopped"));
-    this.worker = await this.spawn(SOURCES, () => {});
-    await this.worker.started;
+    await this.restart();
     return { restarted: true };
   }
 
   // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
   // and another one does the same without that function.
   async check(source, only = null, onFinding = () => {}) {
+    const serial = (this.checks = (this.checks ?? 0) + 1);
     this.giveUp?.();
     for (const skip = []; ;) {
       const checker = await this.idleChecker();
+      if (serial !== this.checks) throw new EngineError("stopped");
       let tried, timer;
-      checker.onSay = (name) => {
+      this.onTry = (name) => {
         clearTimeout(timer);
         timer = setTimeout(() => checker.end(new EngineError("slow")), 1000 * this.seconds);
         tried = name;
@@ -348,12 +381,13 @@ export class Engine {
   }
 
   async idleChecker() {
-    if (!this.checker || this.checker.ended) {
-      const sources = [...SOURCES, ...CHECKER];
-      this.checker = await this.spawn(sources, (name) => this.checker.onSay?.(name));
+    const known = this.checker, worker = await known;
+    if (known === this.checker && (!worker || worker.ended)) {
+      this.checker = this.spawn([...SOURCES, ...CHECKER], (name) => this.onTry?.(name));
     }
-    await this.checker.started;
-    return this.checker;
+    const checker = await this.checker;
+    await checker.started;
+    return checker;
   }
 }
 

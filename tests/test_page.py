@@ -22,6 +22,7 @@ import pytest
 from beyond import attention
 import gpt2
 import gpt2_pico
+from tutorial.check import check_file, report
 import utils
 
 TABLE = json.loads((ROOT / "page" / "lib.json").read_text())
@@ -560,23 +561,38 @@ def test_an_edited_source_has_no_network_storage_or_page(visit):
             assert error == ["python", SOURCE.count("\n") + 2], code
     assert asked == []  # nothing came; the browser lists, and complains of, what it did not let through
     visit.complaints.clear()
-    visit.requests[:] = [url for url in visit.requests if not url.startswith((elsewhere, elsewhere.replace("http", "ws")))]
+    visit.requests[:] = [
+        url for url in visit.requests if not url.startswith((elsewhere, elsewhere.replace("http", "ws")))
+    ]
 
 
 @in_browser
-def test_the_checker_says_what_tutorial_check_says(visit):
+def test_a_source_that_brings_python_down_does_no_harm(visit):
+    """The next question is answered by another worker."""
+    endless = "import sys\nsys.setrecursionlimit(10**8)\n\n\ndef gelu(x):\n    return gelu(x)\n\n\ndef other(x):"
     found = visit.ask(
-        "return engine.check(args[0], 'softmax').then(({ report }) => report)",
-        SOURCE.replace("x /= x.sum(axis=-1, keepdims=True)", "pass"),
+        """const error = await engine.setSource(args[0]).then(() => null, ({ code, detail }) => [code, detail.message]);
+        return [error, (await engine.generate(args[1], { n: 4 })).ids]""",
+        SOURCE.replace("def gelu(x):", endless),
+        ENCODER.encode("ROMEO:"),
     )
-    assert found.startswith("softmax            wrong: no sum")
-    slow = "import numpy as np\ndef gelu(x):\n    while True:\n        pass\ndef linear(x, w, b):\n    return x @ w\n"
+    assert found[0][0] == "python" and "call stack" in found[0][1]
+    assert found[1] == ENCODER.encode("ROMEO:") + native("ROMEO:", 4)
+    visit.complaints.clear()
+
+
+@in_browser
+def test_the_checker_says_what_tutorial_check_says(visit, tmp_path):
+    source = SOURCE.replace("x /= x.sum(axis=-1, keepdims=True)", "x /= x.sum()")
+    (tmp_path / "mine.py").write_text(source, "utf-8")
+    found = visit.ask("return (await engine.check(args[0], 'softmax')).report", source)
+    assert found == report(check_file(tmp_path / "mine.py", "softmax")) and "one sum for all" in found
+    slow = "def gelu(x):\n    while True:\n        pass\n\n\ndef linear(x, w, b):\n    return x @ w\n"
     found = visit.ask(
-        "engine.seconds = 2; try { return (await engine.check(args[0], null)).findings } finally { engine.seconds = 20 }",
-        slow,
+        "engine.seconds = 2; try { return await engine.check(args[0]) } finally { engine.seconds = 20 }", slow
     )
-    assert [one["function"] for one in found if one["status"] == "wrong"] == ["gelu", "linear"]
-    assert found[0]["mistakes"] == ["time"]
+    named = {one["function"]: one["mistakes"] for one in found["findings"] if one["status"] == "wrong"}
+    assert named == {"gelu": ["time"], "linear": ["no bias"]}
 
 
 @in_browser
