@@ -4,7 +4,7 @@
 
 writes one page, for a browser, that needs no network, and prints
 
-    page.html: 11 tokens, 36,148 bytes
+    page.html: 11 tokens, 36,185 bytes
 
 Redefined is attention, which here keeps its weights; look keeps what each block gives. All else is gpt2.py as it is, so
 the page shows the very numbers that make the logits. What a block gives is not

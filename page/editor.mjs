@@ -26,10 +26,14 @@ export function changedLines(original, text) {
   for (let i = n - 1; i >= 0; i--)
     for (let j = m - 1; j >= 0; j--)
       best[i][j] = same(i, j) ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
+  const kept = (i, j) => i < n && j < m && same(i, j);
   for (let i = 0, j = 0; i < n || j < m;) {
-    if (i < n && j < m && same(i, j)) i++, j++;
-    else if (j < m && (i === n || best[i][j + 1] >= best[i + 1][j])) changed.add(start + ++j);
-    else changed.add(Math.min(start + j + 1, b.length)), i++;
+    const [before, from] = [i, j];
+    while ((i < n || j < m) && !kept(i, j))
+      if (j < m && (i === n || best[i][j + 1] >= best[i + 1][j])) changed.add(start + ++j);
+      else i++;
+    if (i > before && j === from) changed.add(Math.min(start + j + 1, b.length));
+    while (kept(i, j)) i++, j++;
   }
   return changed;
 }
