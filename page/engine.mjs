@@ -33,7 +33,7 @@
 //       ids: prompt and new ids so far. reason: "length", "end" (<|endoftext|>), "context" (n_ctx is full), "stopped".
 //       With n = 1 it is a step. Without a seed the dice roll on from the last call. Other calls may be made meanwhile.
 //   await engine.stop() = { restarted }                    // ends whatever runs: a run of generate by asking; where
-//       that does not help within half a second, the worker is ended and another one started (2 to 3 s), with the
+//       that does not help within 1.5 seconds, the worker is ended and another one started (2 to 3 s), with the
 //       repository's gpt2.py. What was waited for fails with the code "stopped"; generate gives what it has.
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
 //       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.
@@ -46,7 +46,7 @@
 // cannot-load (detail: URL); python (detail: { line, message }: the source's error, or a refusal of gpt2.py's with line
 // null); too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
-// await loadEditor(lib) = { state, view, language, commands, python, lint, highlight }: CodeMirror 6's modules.
+// await loadEditor(lib) = { state, view, language, commands, python, highlight }: CodeMirror 6's modules.
 // await keepOffline() = true | false: the service worker keeps all that this page has loaded, or there is none.
 //
 // What tests look for in index.html:
@@ -111,19 +111,23 @@ async function fetchBytes(url, sha256, onBytes = () => {}) {
   }
 }
 
+const textOf = (bytes) => new TextDecoder().decode(bytes);
+
 let table; // lib.json: what comes from the CDN or from lib, with sizes and digests
 async function libraries() {
-  table ??= fetchBytes(new URL("lib.json", import.meta.url)).then((bytes) => JSON.parse(new TextDecoder().decode(bytes)));
+  table ??= fetchBytes(new URL("lib.json", import.meta.url)).then((bytes) => JSON.parse(textOf(bytes)));
   return table;
 }
 
-const placeOf = (one, lib) => (lib ? new URL(one.name, new URL(lib.replace(/\/?$/, "/"), location.href)) : new URL(one.cdn, CDN));
+function placeOf(one, lib) {
+  return lib ? new URL(one.name, new URL(lib.replace(/\/?$/, "/"), location.href)) : new URL(one.cdn, CDN);
+}
 
 export async function loadEditor(lib) {
   const named = (one) => one.cdn.replace(/^npm\/|@[\d.]+\/.*$/g, ""); // npm/@lezer/lr@1.4.12/dist/index.js is @lezer/lr
   const modules = new Map();
   await Promise.all((await libraries()).filter((one) => one.name.endsWith(".js")).map(async (one) => {
-    modules.set(named(one), new TextDecoder().decode(await fetchBytes(placeOf(one, lib), one.sha256)));
+    modules.set(named(one), textOf(await fetchBytes(placeOf(one, lib), one.sha256)));
   }));
   const urls = new Map();
   const urlOf = (name) => { // each module with the URLs of those that it imports in place of their names
@@ -135,7 +139,7 @@ export async function loadEditor(lib) {
     return urls.get(name);
   };
   const wanted = { state: "@codemirror/state", view: "@codemirror/view", language: "@codemirror/language",
-    commands: "@codemirror/commands", python: "@codemirror/lang-python", lint: "@codemirror/lint", highlight: "@lezer/highlight" };
+    commands: "@codemirror/commands", python: "@codemirror/lang-python", highlight: "@lezer/highlight" };
   const found = await Promise.all(Object.entries(wanted).map(async ([key, name]) => [key, await import(urlOf(name))]));
   return Object.fromEntries(found);
 }
@@ -144,7 +148,8 @@ export async function keepOffline() {
   if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
   await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
   const { active } = await navigator.serviceWorker.ready;
-  const loaded = performance.getEntriesByType("resource").map((entry) => entry.name).filter((url) => url.startsWith("http"));
+  const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
+  const loaded = resources.filter((url) => url.startsWith("http"));
   const { port1, port2 } = new MessageChannel();
   const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
   active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
@@ -160,8 +165,11 @@ class PythonWorker {
     this.onMessage = onMessage;
     this.last = 0;
     const [toFrame, toWorker] = [new MessageChannel(), new MessageChannel()];
-    this.frame = Object.assign(document.createElement("iframe"), { srcdoc: FRAME, title: "Python" });
-    this.frame.sandbox = "allow-scripts"; this.frame.style.cssText = "position:fixed;width:1px;height:1px;opacity:0.01;border:0;right:0;bottom:0";
+    const properties = { srcdoc: FRAME, title: "Python", tabIndex: -1, ariaHidden: true };
+    this.frame = Object.assign(document.createElement("iframe"), properties);
+    this.frame.sandbox = "allow-scripts";
+    // a pixel, as a frame that is not shown at all may get less of the processor
+    this.frame.style = "position: fixed; bottom: 0; right: 0; width: 1px; height: 1px; border: 0; opacity: 0.01";
     this.frame.onload = () => this.frame.contentWindow.postMessage(program, "*", [toFrame.port2, toWorker.port2]);
     document.body.append(this.frame);
     toFrame.port1.onmessage = ({ data }) => this.runs || this.end(new EngineError("broken", String(data.fails)));
@@ -194,7 +202,9 @@ class PythonWorker {
   // Ends what can be asked to end; gives whether nothing is running any more.
   async stop() {
     for (const id of this.calls.keys()) this.port.postMessage({ stop: id });
-    for (let waited = 0; this.calls.size && waited < PATIENCE; waited += 10) await new Promise((resolve) => setTimeout(resolve, 10));
+    for (const since = performance.now(); this.calls.size && performance.now() < since + PATIENCE;) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
     return this.calls.size === 0;
   }
 
@@ -210,7 +220,7 @@ class PythonWorker {
 // --- the model ---
 
 const ABOUT = 11.9e6; // bytes of our own files, until it is known
-const PATIENCE = 500; // milliseconds until a worker that does not answer to stop is ended
+const PATIENCE = 1500; // milliseconds until a worker that does not answer to stop is ended
 
 export class Engine {
   constructor({ lib = null, onPrint = () => {} } = {}) {
@@ -263,12 +273,14 @@ export class Engine {
   async spawn(sources, onSay) {
     const names = this.libraries.map((one) => one.name);
     for (const name of names) this.file(name);
-    const program = new TextDecoder().decode(await this.file("page/worker.mjs"));
+    const program = textOf(await this.file("page/worker.mjs"));
     const worker = new PythonWorker(`data:text/javascript,${encodeURIComponent(program)}`, (data) => {
       if (data.print !== undefined) this.onPrint(data.print);
       else onSay(data.says);
     });
-    for (const name of [...names, ...sources]) this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
+    for (const name of [...names, ...sources]) {
+      this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
+    }
     worker.started = worker.call("start", [{ wheels: names.filter((name) => name.endsWith(".whl")), sources }]);
     worker.started.then(() => (worker.runs = true), () => {}); // whoever waits for it gets the error
     return worker;
@@ -283,7 +295,8 @@ export class Engine {
     } catch (error) {
       if (error.code !== "broken" || worker !== this.worker) throw error;
       this.restart(this.source); // a source can bring Python itself down, by endless recursion for one
-      throw new EngineError("python", { line: null, message: `Python broke down, and starts again: ${error.detail.split("\n")[0]}` });
+      const [reason] = String(error.detail).split("\n");
+      throw new EngineError("python", { line: null, message: `Python broke down, and starts again: ${reason}` });
     }
   }
 
@@ -370,7 +383,8 @@ export class Engine {
       } catch (error) {
         if (error.code !== "slow") throw error;
         if (tried === "the file" || skip.includes(tried)) {
-          throw new EngineError("python", { line: null, message: `${tried} is not done after ${this.seconds} seconds` });
+          const message = `${tried} is not done after ${this.seconds} seconds`;
+          throw new EngineError("python", { line: null, message });
         }
         skip.push(tried);
       } finally {

@@ -8,6 +8,7 @@ page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists a
 """
 
 import codecs
+import inspect
 import json
 import math
 import sys
@@ -57,16 +58,15 @@ class Version:
         self.edited = source != SOURCE
         self.module = module = types.ModuleType("gpt2")
         exec(compile(source, FILE, "exec"), vars(module))
-        self.overhears = False
-        self.attention, self.block = (getattr(module, name, None) for name in ("attention", "transformer_block"))
-        for name in "attention", "transformer_block":
-            if callable(vars(module).get(name)):
-                setattr(module, name, getattr(self, f"overhear_{name}")(getattr(module, name)))
-        self.ids, self.rng, self.tried = [], np.random.default_rng(), False
+        self.overhears, self.block = False, getattr(module, "transformer_block", None)
+        for name, overhear in ("attention", self.overhear_attention), ("transformer_block", self.overhear_block):
+            if hasattr(module, name):
+                setattr(module, name, overhear(getattr(module, name)))
+        self.ids, self.rng = [], np.random.default_rng()
         self.heads, self.d = n_head, n_embd // n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
         self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # what goes into the first block, each result
-        self.weights, self.cache = None, self.new_cache()
+        self.weights, self.cache = None, None if self.edited else self.new_cache()
 
     def new_cache(self):
         return [np.zeros((2, self.heads, n_ctx, self.d), np.float32) for _ in range(n_layer)]
@@ -85,7 +85,7 @@ class Version:
 
         return overheard
 
-    def overhear_transformer_block(self, block):
+    def overhear_block(self, block):
         def overheard(x, *args, **kwargs):
             result = block(x, *args, **kwargs)
             if self.overhears:
@@ -103,10 +103,10 @@ class Version:
         if known == len(ids) and (known == len(self.ids) or not self.edited):
             return 0
         past, self.ids = 0 if self.edited else known, []  # if an error comes now, nothing is known
-        cache = None if self.edited else self.cache
+        cache = {} if self.edited else {"cache": self.cache, "past": past}
         self.seen_weights, self.seen_states, self.overhears = [], [], True
         try:
-            hidden = self.module.hidden_states(ids[past:], **params, n_head=n_head, cache=cache, past=past)
+            hidden = self.module.hidden_states(ids[past:], **params, n_head=n_head, **cache)
         finally:
             self.overhears = False
         self.keep(past, len(ids), hidden)
@@ -138,11 +138,12 @@ class Version:
 
     def next_ids(self, ids, n, temperature, top_k, top_p):
         """Yields the ids that generate would add, one by one; an edited version gets a cache of its own."""
-        cache, past = self.new_cache(), 0
+        hidden_states, past = self.module.hidden_states, 0
+        cache = {"cache": self.new_cache()} if "cache" in inspect.signature(hidden_states).parameters else {}
         for _ in range(n):
             if self.edited:
-                x = self.module.hidden_states(ids[past:], **params, n_head=n_head, cache=cache, past=past)
-                past, logits = len(ids), x[-1] @ params["wte"].T
+                x = hidden_states(ids[past:], **params, n_head=n_head, **cache, **({"past": past} if cache else {}))
+                past, logits = len(ids) if cache else 0, x[-1] @ params["wte"].T
             else:
                 self.look(ids)
                 logits = self.logits(len(ids))

@@ -1,7 +1,7 @@
 // Keeps what the page has loaded, so that it opens without a network. A service worker sees every request of the pages
 // in its scope, page/, wherever the request goes: to ../gpt2.py and the model, and to the CDN as well.
 //
-// Our own files are asked for first, so that a change is seen at once, and taken from the cache if nobody answers; those
+// Our own files are asked for first, so that a change is seen at once, and taken from the cache if nobody answers. Those
 // of the CDN have their version in their address and never change, so they are asked for once.
 
 const NAME = "picogpt";
@@ -12,7 +12,7 @@ addEventListener("activate", (event) => event.waitUntil(clients.claim()));
 
 async function answer(request) {
   const cache = await caches.open(NAME);
-  const kept = await cache.match(request);
+  const kept = await cache.match(request, { ignoreSearch: request.mode === "navigate" }); // ?lang= and ?lib= are ours
   if (kept && !isOurs(request.url)) return kept;
   try {
     const response = await fetch(request);

@@ -3,7 +3,8 @@
 // { id, error }, with { id, event } in between, and { print } or { says } at any time. Files come as { file, bytes }.
 
 const HOME = "/home/pyodide";
-const LOCK = { info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", python: "3.14.0" }, packages: {} };
+const LOCK = { // of no packages: they are unpacked here
+  info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", python: "3.14.0" }, packages: {} };
 const files = new Map(); // name -> { promise, give }
 const stopped = new Set(); // the calls that are to give no more
 let port, live;
@@ -97,7 +98,8 @@ async function receive({ data }) {
     const result = await perform(data.call === "start" ? { ...data, args: [] } : data);
     port.postMessage({ id: data.id, result, milliseconds: performance.now() - began });
   } catch (error) {
-    port.postMessage({ id: data.id, error: error.code ? error : { code: "broken", detail: String(error.message ?? error) } });
+    const broken = { code: "broken", detail: String(error.message ?? error) };
+    port.postMessage({ id: data.id, error: error.code ? error : broken });
   }
 }
 
