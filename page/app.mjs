@@ -254,8 +254,9 @@ function goOn(n, seed) {
   }, (error) => {
     page.run = null;
     page.fail(error);
-  }).then(() => {
+  }).then(async () => {
     drawRun();
+    await stopping;  // which waits until nothing is asked for
     return look();
   });
   drawRun(n > 1);
@@ -278,9 +279,12 @@ function drawRun(on = false) {
   $("run").textContent = on ? page.t.stop : page.t.run;
 }
 
+let stopping = null;
+
 async function stop() {
   const timer = setTimeout(() => page.say(page.t.stopping), WAIT);
-  const { restarted } = await page.engine.stop();
+  stopping ??= page.engine.stop().finally(() => { stopping = null; });
+  const { restarted } = await stopping;
   clearTimeout(timer);
   if (!restarted) return;
   page.say(page.t.restarted);
