@@ -4,7 +4,7 @@
 
 writes one page, for a browser, that needs no network, and prints
 
-    page.html: 11 tokens, 30,678 bytes
+    page.html: 11 tokens, 36,185 bytes
 
 attention is redefined to keep its weights, and look keeps the output of each block. Everything else is gpt2.py as it
 is, so the page shows the very numbers that make the logits. The output of a block is not yet meant for the projection;
@@ -30,6 +30,7 @@ from gpt2 import layer_norm, softmax
 import utils
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attention.html")
+VIEWS = os.path.join(os.path.dirname(TEMPLATE), "..", "page", "views.mjs")  # what the live page draws with, too
 MARK = b"<!-- a page of beyond/attention.py -->"  # by which we recognize our own pages, which may be replaced
 
 
@@ -93,8 +94,10 @@ def page(inputs, encoder, params, n_head):
         "probs": np.round(probs, 4).tolist(),
         "weights": base64.b64encode(np.round(255 * np.sqrt(lower)).astype(np.uint8).tobytes()).decode(),
     }
-    with open(TEMPLATE, encoding="utf-8") as file:
-        return file.read().replace("{DATA}", json.dumps(data).replace("<", "\\u003c"))
+    with open(TEMPLATE, encoding="utf-8") as template, open(VIEWS, encoding="utf-8") as views:
+        # a page on disk may not load a module, so the module becomes part of its script
+        text = template.read().replace("{VIEWS}", views.read().replace("\nexport ", "\n"))
+    return text.replace("{DATA}", json.dumps(data).replace("<", "\\u003c"))
 
 
 def main(prompt: str = None, *, out="attention.html", model_size="124M", models_dir="models"):

@@ -99,6 +99,7 @@ SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m
     "lookahead": ["on_text"],
     "load": ["any_other_layout", "both_ways", "names_types", "any_byte"],
     "attention": ["browser", "keys", "picture"],
+    "page": [""],
 }
 
 

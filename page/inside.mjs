@@ -1,0 +1,282 @@
+// The three views of what happens inside: attention, the answer after each block, one token through one block.
+
+import { drawLines, drawMap, drawNext, fill, habits, make, rove, shades, share, tint, reachable } from "./views.mjs";
+import { drawSteps, line } from "./views-block.mjs";
+
+const $ = (id) => document.getElementById(id);
+const VIEWS = ["attention", "layers", "block"];
+const STEPS = 17, N_LENS = 6;  // of a block, if nothing is missing; of next tokens after each
+const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "transformer_block" };
+
+export class Inside {
+  // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), point(name, line), say(text), fail(error) }
+  constructor(page) {
+    Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: 0, wanted: false, asking: false });
+    [this.row, this.svg] = $("lines").children;
+    this.listen();
+  }
+
+  listen() {
+    const tabs = VIEWS.map((view) => $(`tab-${view}`));
+    tabs.forEach((tab, i) => {
+      tab.onclick = () => this.open(VIEWS[i]);
+      tab.onkeydown = ({ key }) => {
+        const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+        if (step) this.open(VIEWS[(i + step + 3) % 3]), $(`tab-${this.view}`).focus();
+      };
+    });
+    const large = $("large");
+    large.onpointermove = large.onpointerdown = (event) => {
+      const place = (offset) => Math.min(this.n - 1, Math.max(0, Math.floor(offset * this.n / large.clientWidth)));
+      this.look(place(event.offsetY), place(event.offsetX));
+    };
+    large.onpointerleave = () => this.look(null, 0);
+    large.onkeydown = (event) => {
+      const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+      const [rows, columns] = moves[event.key] ?? [];
+      if (rows === undefined || !this.n) return;
+      event.preventDefault();
+      const within = (value) => Math.min(this.n - 1, Math.max(0, value));
+      this.look(within((this.query ?? this.page.token) + rows), within(this.key + columns));
+    };
+    rove($("heads"), () => this.heads);
+    $("heads").onclick = ({ target }) => {
+      const button = target.closest("button");
+      if (button) this.set({ layer: Number(button.dataset.layer), head: Number(button.dataset.head) });
+    };
+    rove($("lines"));
+    this.row.onpointerover = ({ target }) => this.hover(this.place(target));
+    this.row.addEventListener("focusin", ({ target }) => this.hover(this.place(target)));
+    this.row.onpointerleave = () => this.hover(null);
+    this.row.onclick = ({ target }) => this.place(target) >= 0 && this.page.choose(this.place(target));
+    $("block-token").onchange = ({ target }) => this.page.choose(Number(target.value));
+    $("block-layer").onchange = ({ target }) => this.set({ layer: Number(target.value) });
+    $("block-head").onchange = ({ target }) => this.set({ head: Number(target.value) });
+    new ResizeObserver(() => this.lines()).observe(this.row);
+  }
+
+  place(target) {
+    return [...this.row.children].indexOf(target.closest("button"));
+  }
+
+  get n() {
+    return this.page.result?.n ?? 0;
+  }
+
+  get head() {  // the chosen one, or the last that there is
+    return Math.min(this.wish, this.page.result?.weights ? this.heads - 1 : Infinity);
+  }
+
+  set head(head) {
+    this.wish = head;
+  }
+
+  get heads() {  // an edited source may have another number of them
+    return this.page.result.heads;
+  }
+
+  // The weights of one head, n * n bytes.
+  weights(layer = this.layer, head = this.head) {
+    const size = this.n ** 2, start = (layer * this.heads + head) * size;
+    return this.page.result.weights.subarray(start, start + size);
+  }
+
+  set(changes) {
+    Object.assign(this, changes);
+    this.show();
+  }
+
+  open(view) {
+    this.view = VIEWS.includes(view) ? view : VIEWS[0];
+    for (const name of VIEWS) {
+      const on = name === this.view, tab = $(`tab-${name}`);
+      tab.setAttribute("aria-selected", on);
+      tab.tabIndex = on ? 0 : -1;
+      $(`view-${name}`).hidden = !on;
+    }
+    this.point();
+    this.show();
+  }
+
+  point() {  // shows the part of the source that computes the view
+    this.page.point(FUNCTIONS[this.view]);
+  }
+
+  // A place of the large map: the query's row (null: the chosen token's) and the key's column.
+  look(query, key) {
+    Object.assign(this, { query, key });
+    this.readout();
+    this.lines();
+  }
+
+  hover(token) {
+    this.query = token >= 0 ? token : null;
+    this.lines();
+  }
+
+  // Draws what has changed. While a run streams, only the chosen head: all of them would hold it up.
+  show(streaming = false) {
+    if (!this.n) return;
+    this[this.view](streaming);
+  }
+
+  attention(streaming) {
+    const { page, n } = this, { t, model, result } = page, { n_layer } = model.hparams;
+    $("no-weights").hidden = Boolean(result.weights);
+    $("seen").hidden = !result.weights;
+    if (!result.weights) return;
+    const n_head = this.heads, colours = shades();
+    $("heads").style.setProperty("--columns", n_head);
+    fill($("heads"), n_layer * n_head, () => {
+      const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
+      make("canvas", button);
+      return button;
+    }, (button, i) => {
+      const layer = Math.floor(i / n_head), head = i % n_head, chosen = layer === this.layer && head === this.head;
+      Object.assign(button.dataset, { layer, head });
+      button.setAttribute("aria-pressed", chosen);
+      if (streaming && !chosen) return;
+      const title = t.headTitle(layer + 1, head + 1), weights = this.weights(layer, head);
+      const habit = n < 3 ? "" : t.habit(...habits(weights, n).map(page.percent));
+      drawMap(button.firstChild, weights, n, colours);
+      button.title = title;
+      button.setAttribute("aria-label", `${title}. ${habit}`);
+      if (chosen) $("habit").textContent = habit;
+    });
+    reachable($("heads"));
+    $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
+    drawMap($("large"), this.weights(), n, colours);
+    if (this.query >= n) this.query = null;
+    this.readout();
+    if (streaming) return;
+    fill(this.row, n, () => make("button", null, "", { type: "button", tabIndex: -1 }), (button, i) => {
+      button.textContent = page.name(i);
+      button.setAttribute("aria-pressed", i === page.token);
+    });
+    reachable(this.row);
+    this.lines();
+  }
+
+  readout() {
+    const { page, key } = this, { t } = page, query = this.query ?? page.token;
+    if (!page.result?.weights) return;
+    const weights = this.weights();
+    const part = share(weights, this.n, query, key);
+    $("readout").textContent = this.query === null ? t.readoutHelp
+      : key > query && !part ? t.readoutFuture(page.name(query), page.name(key))
+        : t.readout(page.name(query), page.name(key), page.percent(part));
+  }
+
+  lines() {
+    const { page, n } = this, from = this.query ?? page.token;
+    if (this.view !== "attention" || !page.result?.weights || this.row.childElementCount !== n) return;
+    const shares = Array.from({ length: n }, (_, key) => share(this.weights(), n, from, key));
+    this.svg.setAttribute("width", this.row.offsetWidth), this.svg.setAttribute("height", this.row.offsetHeight);
+    drawLines(this.svg, this.row.children, from, shares);
+    [...this.row.children].forEach((button, i) => {
+      button.style.background = shares[i] > 0.004 ? tint(shares[i]) : "";
+      button.classList.toggle("from", i === from);
+    });
+    const best = shares.map((part, i) => [part, i]).filter(([part]) => part > 0.02).sort((a, b) => b[0] - a[0]);
+    const told = best.slice(0, 4).map(([part, i]) => `${page.name(i)} ${page.percent(part)}`);
+    $("looks").textContent = page.t.looks(page.name(from), told.join(page.t.comma));
+  }
+
+  layers(streaming) {
+    const { page, n } = this, { t, model: { hparams: { n_layer } } } = page;
+    if (streaming) return;
+    $("lens-title").textContent = t.lensTitle(page.name(page.token));
+    const head = make("tr", null);
+    make("th", head, t.wholeToken, { scope: "col" });
+    for (let layer = 0; layer < n_layer; layer++)
+      make("th", head, layer + 1, { scope: "col", title: this.blockName(layer) });
+    $("whole").tHead?.remove();
+    $("whole").createTHead().append(head);
+    this.told = Array.from({ length: n }, (_, i) => this.told?.[i] ?? null);  // shown until the new ones come
+    this.again();
+  }
+
+  blockName(layer) {
+    return layer === this.page.model.hparams.n_layer - 1 ? this.page.t.lensLast : this.page.t.lensRow(layer + 1);
+  }
+
+  async askLens() {
+    const { page, n } = this, { token, result } = page, order = [token, ...Array(n).keys()];
+    for (const place of order) {
+      if (this.wanted || page.run) return;
+      if (this.told[place]?.of === result) {
+        if (place === token) this.drawLens(this.told[place], token);
+        continue;
+      }
+      const rows = place === n - 1 && result.lens ? result.lens : await page.engine.lens(result.ids, place);
+      if (page.result !== result || this.wanted) return;
+      if (!rows) return this.drawLens(null);
+      this.told[place] = Object.assign(rows, { of: result });
+      if (place === token) this.drawLens(rows, token);
+    }
+    this.drawWhole();
+  }
+
+  lensCell(rows, layer, rank, next) {
+    const { page } = this, { id, p } = rows[layer][rank], { text } = page.model.vocabulary[id];
+    return { text, share: p, title: page.percent(p), came: id === next };
+  }
+
+  drawLens(rows, token) {
+    $("no-lens").hidden = Boolean(rows);
+    const next = this.page.result.ids[token + 1], body = $("lens").tBodies[0] ?? $("lens").createTBody();
+    drawNext(body, (rows ?? []).map((row, layer) => {
+      const cells = row.slice(0, N_LENS).map((_, rank) => this.lensCell(rows, layer, rank, next));
+      return { label: this.blockName(layer), cells: cells.map((cell) => ({ ...cell, note: cell.title })) };
+    }));
+  }
+
+  drawWhole() {
+    const { page } = this, { ids } = page.result;
+    drawNext($("whole").tBodies[0] ?? $("whole").createTBody(), this.told.map((rows, i) => ({ label: page.name(i),
+      chosen: i === page.token, cells: rows.map((_, layer) => this.lensCell(rows, layer, 0, ids[i + 1])) })));
+  }
+
+  block(streaming) {
+    const { page, n } = this, { n_layer } = page.model.hparams;
+    const n_head = page.result.weights ? this.heads : page.model.hparams.n_head;
+    if (streaming) return;
+    const options = (select, count, text, chosen) => {
+      fill(select, count, () => make("option", null), (option, i) => {
+        option.value = i, option.textContent = text(i), option.selected = i === chosen;
+      });
+    };
+    options($("block-token"), n, (i) => `${i + 1} ${page.name(i)}`, page.token);
+    options($("block-layer"), n_layer, (i) => i + 1, this.layer);
+    options($("block-head"), n_head, (i) => i + 1, this.head);
+    this.again();
+  }
+
+  // What has to be asked for is asked again; of several wishes in the meantime only the last counts.
+  async again() {
+    this.wanted = true;
+    if (this.asking) return;
+    this.asking = true;
+    while (this.wanted) {
+      this.wanted = false;
+      try {
+        if (this.view === "layers") await this.askLens();
+        if (this.view === "block") await this.askSteps();
+      } catch (error) {
+        this.page.fail(error);
+      }
+    }
+    this.asking = false;
+  }
+
+  async askSteps() {
+    const { page, layer, head } = this, { token, t, result } = page;
+    const steps = await page.engine.steps(result.ids, { layer, head, token });
+    if (this.wanted || page.result !== result) return;
+    drawSteps($("steps"), steps, result.ids.map((_, i) => page.name(i)), token, t, (step) => {
+      page.point(step.in, line(step.name));
+      page.say(t.blockShown(step.name));
+    });
+    $("no-steps").hidden = steps.length === STEPS;
+  }
+}

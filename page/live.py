@@ -1,0 +1,422 @@
+"""What the page asks of gpt2.py. It runs in the browser's Python, beside the repository's own files, and changes none.
+
+A Version is gpt2.py, or what a reader made of it, as a module with two of its functions overheard: attention is called
+once more with the identity as its values, which gives the weights themselves, and what each block returns is kept.
+The probabilities come out of sample, whose random generator is one that keeps what it is given.
+
+page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists and arrays.
+"""
+
+import codecs
+import inspect
+import json
+import math
+import sys
+import traceback
+import types
+
+import numpy as np
+
+from beyond.attention import visible
+from encoder import CHAR_TO_BYTE
+import utils
+
+# gpt2.generate, in a check, wants a progress bar, of which there is none in a browser
+sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, **kwargs: steps))
+
+FILE = "gpt2.py"  # in a traceback
+N_HELD_OUT, N_LENS = 256, 10
+
+encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "/home/pyodide/models")
+n_vocab, n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS)
+END = encoder.encoder["<|endoftext|>"]
+EYE = np.eye(n_ctx, dtype=np.float32)
+with open(f"/home/pyodide/{FILE}", encoding="utf-8") as file:
+    SOURCE = file.read()
+
+
+def say(what):
+    """Tells the page at once, while a call runs; page/worker.mjs puts its own function here."""
+
+
+class TooLongError(Exception):
+    """More tokens than n_ctx."""
+
+
+class Dice:
+    """In place of a random generator: keeps the probabilities, and draws the first token that has any."""
+
+    def choice(self, n, p):
+        self.p = np.array(p)
+        return int(np.argmax(p))
+
+
+class Version:
+    """A gpt2.py that can be asked, and what it computed of the last text."""
+
+    def __init__(self, source):
+        self.edited = source != SOURCE
+        self.module = module = types.ModuleType("gpt2")
+        exec(compile(source, FILE, "exec"), vars(module))
+        self.overhears, self.block = False, getattr(module, "transformer_block", None)
+        for name, overhear in ("attention", self.overhear_attention), ("transformer_block", self.overhear_block):
+            if hasattr(module, name):
+                setattr(module, name, overhear(getattr(module, name)))
+        self.ids, self.rng = [], np.random.default_rng()
+        self.heads, self.d = n_head, n_embd // n_head
+        self.hidden = np.zeros((n_ctx, n_embd), np.float32)
+        self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # what goes into the first block, each result
+        self.weights, self.cache = None, None if self.edited else self.new_cache()
+
+    def new_cache(self):
+        return [np.zeros((2, self.heads, n_ctx, self.d), np.float32) for _ in range(n_layer)]
+
+    def overhear_attention(self, attention):
+        def overheard(q, k, v, *args, **kwargs):
+            if self.overhears:
+                n = k.shape[-2]
+                values = np.broadcast_to(EYE[:n, :n], (*k.shape[:-1], n))
+                try:
+                    self.seen_weights.append(attention(q.copy(), k, values, *args, **kwargs))
+                except Exception:  # what a reader wrote may not bear such values: then there are no weights to show
+                    self.seen_weights.append(None)
+                self.heads, self.d = k.shape[0], k.shape[-1]
+            return attention(q, k, v, *args, **kwargs)
+
+        return overheard
+
+    def overhear_block(self, block):
+        def overheard(x, *args, **kwargs):
+            result = block(x, *args, **kwargs)
+            if self.overhears:
+                self.seen_states += [result] if self.seen_states else [x, result]
+            return result
+
+        return overheard
+
+    def look(self, ids):
+        """Computes what is not known yet of these ids; returns of how many. An edited version sees all of them anew,
+        as a token may look ahead there: what is known of a beginning holds for that text alone."""
+        known = 0
+        while known < min(len(ids), len(self.ids)) and ids[known] == self.ids[known]:
+            known += 1
+        if known == len(ids) and (known == len(self.ids) or not self.edited):
+            return 0
+        past, self.ids = 0 if self.edited else known, []  # if an error comes now, nothing is known
+        cache = {} if self.edited else {"cache": self.cache, "past": past}
+        self.seen_weights, self.seen_states, self.overhears = [], [], True
+        try:
+            hidden = self.module.hidden_states(ids[past:], **params, n_head=n_head, **cache)
+        finally:
+            self.overhears = False
+        self.keep(past, len(ids), hidden)
+        self.ids = list(ids)
+        return len(ids) - past
+
+    def keep(self, past, n, hidden):
+        self.hidden[past:n] = hidden
+        self.has_states = len(self.seen_states) == n_layer + 1
+        if self.has_states:
+            self.states[:, past:n] = self.seen_states
+        weights = self.seen_weights
+        if len(weights) != n_layer or any(np.shape(w) != (self.heads, n - past, n) for w in weights):
+            self.weights = None
+            return
+        if self.weights is None or self.weights.shape[1] != self.heads:
+            self.weights = np.zeros((n_layer, self.heads, n_ctx, n_ctx), np.uint8)
+        with np.errstate(all="ignore"):
+            self.weights[:, :, past:n, :n] = np.round(255 * np.sqrt(np.nan_to_num(weights).clip(0, 1)))
+
+    def logits(self, n):
+        return self.hidden[n - 1] @ params["wte"].T
+
+    def distribution(self, logits, temperature, top_k=None, top_p=None):  # -> [n_vocab]
+        """What sample draws from. At temperature 0 it draws nothing: one token has all."""
+        dice = Dice()
+        id = self.module.sample(logits, temperature, top_k, top_p, dice)
+        return dice.p if hasattr(dice, "p") else np.eye(len(logits))[id]
+
+    def next_ids(self, ids, n, temperature, top_k, top_p):
+        """Yields the ids that generate would add, one by one; an edited version gets a cache of its own."""
+        hidden_states, past = self.module.hidden_states, 0
+        cache = {"cache": self.new_cache()} if "cache" in inspect.signature(hidden_states).parameters else {}
+        for _ in range(n):
+            if self.edited:
+                x = hidden_states(ids[past:], **params, n_head=n_head, **cache, **({"past": past} if cache else {}))
+                past, logits = len(ids) if cache else 0, x[-1] @ params["wte"].T
+            else:
+                self.look(ids)
+                logits = self.logits(len(ids))
+            id = self.module.sample(logits, temperature, top_k, top_p, self.rng)
+            if id == END:
+                return
+            ids = [*ids, id]
+            yield id
+
+    def final_norm(self, x):
+        """x as after the last block: ln_f, unless this version leaves it out."""
+        n = len(self.ids)
+        if np.array_equal(self.hidden[:n], self.states[-1, :n]):
+            return x
+        return self.module.layer_norm(x, **params["ln_f"])
+
+
+# --- what can be asked ---
+
+
+def ids_of(prompt):
+    ids = utils.encode_prompt(encoder, prompt) if isinstance(prompt, str) else prompt
+    if len(ids) > n_ctx:
+        raise TooLongError({"n": len(ids), "n_ctx": n_ctx})
+    utils.check_inputs(ids, params, 0)
+    return list(ids)
+
+
+def options_of(settings):
+    options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p")
+    utils.check_options(0, *options, settings.get("seed"))
+    return options
+
+
+def start():
+    """What does not change: the source, the sizes, and each token with the merge that made it."""
+    made = {a + b: (rank, a, b) for (a, b), rank in reversed(encoder.bpe_ranks.items())}
+    vocabulary = []
+    for id in range(n_vocab):
+        token = encoder.decoder[id]
+        data = token.encode() if id == END else bytes(CHAR_TO_BYTE[char] for char in token)
+        rank, *parts = made.get(token, (None,))
+        parts = [encoder.encoder[part] for part in parts] or None
+        vocabulary.append({"text": visible(token), "bytes": data.hex(" "), "parts": parts, "rank": rank})
+    with open("/home/pyodide/page/breaks.json", encoding="utf-8") as file:
+        breaks = json.load(file)
+    return {"source": SOURCE, "hparams": hparams, "vocabulary": vocabulary, "breaks": breaks}
+
+
+def analyse(prompt, settings):
+    ids, (temperature, top_k, top_p) = ids_of(prompt), options_of(settings)
+    fresh, n = version.look(ids), len(ids)
+    logits = version.logits(n)
+    weights = None if version.weights is None else version.weights[:, :, :n, :n].tobytes()
+    return {
+        "ids": ids,
+        "n": n,
+        "fresh": fresh,
+        "before": floats(version.distribution(logits, 1)),
+        "tempered": floats(version.distribution(logits, temperature)),
+        "after": floats(version.distribution(logits, temperature, top_k, top_p)),
+        "heads": version.heads,
+        "weights": weights,
+        "lens": lens(ids, n - 1)["lens"],
+    }
+
+
+def lens(prompt, token):
+    """For one token, [n_layer] times the most probable next ones if that block were the last."""
+    ids = ids_of(prompt)
+    version.look(ids)
+    if not version.has_states:
+        return {"lens": None}
+    rows = [*(version.final_norm(x) for x in version.states[1:-1, token, None]), version.hidden[token, None]]
+    found = []
+    for row in rows:
+        p = version.distribution(row[0] @ params["wte"].T, 1)
+        best = np.argsort(-p, kind="stable")[:N_LENS]
+        found.append([{"id": int(id), "p": float(p[id])} for id in best])
+    return {"lens": found}
+
+
+def steps(prompt, layer, head, token):
+    """One token through one block: what each function there was given and gave."""
+    ids = ids_of(prompt)
+    version.look(ids)
+    if not version.has_states:
+        return {"steps": []}
+    return {"steps": list(steps_of(version, params["blocks"][layer], version.states[layer, : len(ids)], head, token))}
+
+
+def steps_of(version, block, x, head, token):
+    module, calls = version.module, {}
+    names = [name for name in ("layer_norm", "linear", "softmax", "gelu", "mha", "ffn") if hasattr(module, name)]
+    before = {name: getattr(module, name) for name in (*names, "attention") if hasattr(module, name)}
+
+    def listen(name, function):
+        def heard(*args, **kwargs):
+            given = [np.copy(one) if isinstance(one, np.ndarray) else one for one in args]
+            result = function(*args, **kwargs)
+            calls.setdefault(name, []).append((given, np.copy(result)))
+            return result
+
+        return heard
+
+    def given(name, i=0, argument=0):
+        found = calls.get(name, [])
+        return found[i][0][argument] if i < len(found) and argument < len(found[i][0]) else None
+
+    def gave(name, i=0):
+        return calls[name][i][1] if i < len(calls.get(name, [])) else None
+
+    try:
+        for name, function in before.items():
+            setattr(module, name, listen(name, function))
+        out = version.block(x, **block, n_head=n_head)
+        q, k, v, mask = (given("attention", 0, i) for i in range(4))
+        masked, weights = given("softmax"), gave("softmax")
+        calls.pop("softmax", None)
+        if mask is not None:
+            before["attention"](q, k, v, mask * np.float32(0))  # once more, without the mask: its scores alone
+        scores = given("softmax")
+    finally:
+        for name, function in before.items():
+            setattr(module, name, function)
+
+    if mask is None or scores is None or np.array_equal(scores, masked):  # it is not added
+        mask = None
+    else:
+        mask = np.broadcast_to(np.float32(mask), (len(x), len(x)))
+    found = [
+        ("x", "transformer_block", x),
+        ("ln_1", "layer_norm", gave("layer_norm")),
+        *((name, "mha", value) for name, value in zip("qkv", (q, k, v))),
+        ("scores", "attention", masked if scores is None else scores),
+        ("mask", "attention", mask),
+        ("weights", "softmax", weights),
+        ("mixed", "attention", gave("attention")),
+        ("heads", "mha", given("linear", 1)),
+        ("mha", "mha", gave("mha")),
+        ("residual", "transformer_block", given("layer_norm", 1)),
+        ("ln_2", "layer_norm", gave("layer_norm", 1)),
+        ("c_fc", "ffn", given("gelu")),
+        ("gelu", "gelu", gave("gelu")),
+        ("ffn", "ffn", gave("ffn")),
+        ("out", "transformer_block", out),
+    ]
+    for name, place, value in found:
+        if value is None:
+            continue
+        rows = value[min(head, len(value) - 1)] if value.ndim == 3 else value
+        whole = floats(rows[: token + 1]) if name in ("k", "v") else None
+        yield {"name": name, "in": place, "shape": list(value.shape), "row": floats(rows[token]), "all": whole}
+
+
+def generate(prompt, settings, n):
+    """Yields each new id with the text that it adds, whole characters only."""
+    ids, options = ids_of(prompt), options_of(settings)
+    utils.check("n", n, 0)
+    if settings.get("seed") is not None:
+        version.rng = np.random.default_rng(settings["seed"])
+    yield {"more": True, "ids": ids}
+    text, n_new, room = codecs.getincrementaldecoder("utf-8")("replace"), 0, min(n, n_ctx - len(ids))
+    for id in version.next_ids(ids, room, *options):
+        n_new += 1
+        token = b"<|endoftext|>" if id == END else bytes(CHAR_TO_BYTE[char] for char in encoder.decoder[id])
+        yield {"more": True, "id": id, "text": text.decode(token)}
+    yield {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
+
+
+def decode(ids):
+    return {"text": encoder.decode(ids)}
+
+
+def set_source(source):
+    """Makes a source the version that is asked, if it runs: the file itself, and a pass over two tokens."""
+    global version
+    source = SOURCE if source is None else source
+    made = original if source == SOURCE else Version(source)
+    made.look(ids_of(HELD_OUT[:2]))
+    version = made
+    return {"ok": True, "edited": made.edited}
+
+
+def held_out_loss():
+    """The mean loss of the first held-out tokens, each with those before it, in nats a token."""
+    with np.errstate(all="ignore"):
+        logits = version.module.gpt2(HELD_OUT[:-1], **params, n_head=n_head).astype(np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        losses = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(N_HELD_OUT - 1), HELD_OUT[1:]]
+    loss = float(losses.mean())
+    return {"loss": loss if math.isfinite(loss) else None}
+
+
+def check(source, only, skip, seconds):
+    """What tutorial/check.py says of a source. skip: the functions that an earlier try did not come back from."""
+    from tutorial import check
+    from tutorial.inputs import inputs
+    from tutorial.judge import RIGHT, Finding
+    from tutorial.judge import check as findings_of
+
+    path = "/home/pyodide/mine.py"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        file.write(source)
+    say(check.ALL)
+    namespace = check.load(path)
+    mine, found = dict(namespace), {}
+    text = f"It is not done after {seconds} seconds: does a loop never end?"
+    for name in skip:
+        found[name] = Finding(name, "wrong", ["time"], text), None
+    for finding in findings_of(namespace, inputs(params, n_head), only, skip, say):
+        code = getattr(mine.get(finding.function), "__code__", None)
+        line = code.co_firstlineno if code and code.co_filename == path else None
+        found[finding.function] = finding, line
+        yield {"more": True, "finding": {**finding._asdict(), "line": line}}
+    found = [found[name] for name in RIGHT if name in found and only in (None, name)]
+    yield {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
+
+
+# --- the worker's side ---
+
+CALLS = {one.__name__: one for one in (
+    start, analyse, lens, steps, generate, decode, set_source, held_out_loss, check)}  # fmt: skip
+tasks = {}  # generators that have more to give
+
+
+def answer(call, args, id):
+    """The answer to a call: a dict, with "more" if the worker is to ask for more(id), with "error" if it failed."""
+    try:
+        result = CALLS[call](*json.loads(args))
+        if isinstance(result, types.GeneratorType):
+            tasks[id] = result
+            return more(id)
+        return result
+    except BaseException as error:  # a reader's source may raise anything
+        return {"error": located(error)}
+
+
+def more(id):
+    try:
+        result = next(tasks[id])
+    except BaseException as error:
+        result = {"error": located(error)}
+    if "more" not in result:
+        tasks.pop(id, None)
+    return result
+
+
+def forget(id):
+    tasks.pop(id, None)
+
+
+def located(error):
+    """An exception in a line, and the line of gpt2.py that it came through last."""
+    if isinstance(error, TooLongError):
+        return {"code": "too-long", "detail": error.args[0]}
+    line = None
+    if isinstance(error, SyntaxError) and error.filename == FILE:
+        line, error = error.lineno, type(error)(error.msg)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == FILE:
+            line = frame.lineno
+    message = str(error).strip().split("\n")[0]
+    name = type(error).__name__
+    if not (line is None and isinstance(error, ValueError)):  # ours say enough
+        message = f"{name}: {message}" if message else name
+    return {"code": "python", "detail": {"line": line, "message": message}}
+
+
+def floats(array):
+    return np.ascontiguousarray(array, np.float32).tobytes()
+
+
+original = version = Version(SOURCE)
+with open("/home/pyodide/models/shakespeare/held_out.txt", encoding="utf-8") as file:
+    HELD_OUT = encoder.encode(file.read(4000))[:N_HELD_OUT]

@@ -1,0 +1,109 @@
+// Runs Python, and nothing else: page/engine.mjs starts this file in a frame that has no origin and no network, sends
+// it the bytes of what it may have, and asks; page/live.py answers. Messages: { id, call, args } -> { id, result } or
+// { id, error }, with { id, event } in between, and { print } or { says } at any time. Files come as { file, bytes }.
+
+const HOME = "/home/pyodide";
+const LOCK = { // of no packages: they are unpacked here
+  info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", python: "3.14.0" }, packages: {} };
+const files = new Map(); // name -> { promise, give }
+const stopped = new Set(); // the calls that are to give no more
+let port, live;
+let printed = 0;
+
+function file(name) {
+  if (!files.has(name)) {
+    const one = {};
+    one.promise = new Promise((give) => (one.give = give));
+    files.set(name, one);
+  }
+  return files.get(name);
+}
+
+// A module from its bytes: without an origin, no URLs but data: can be imported.
+async function moduleOf(name) {
+  const reader = new FileReader();
+  const read = new Promise((resolve) => (reader.onload = resolve));
+  reader.readAsDataURL(new Blob([await file(name).promise], { type: "text/javascript" }));
+  await read;
+  return import(reader.result);
+}
+
+function print(text) { // no more of it than somebody will read
+  printed += text.length + 1;
+  if (printed < 20000) port.postMessage({ print: text });
+}
+
+// What Pyodide fetches is what was sent.
+self.fetch = async (url) => {
+  const name = String(url).split("/").pop();
+  const type = name.endsWith(".wasm") ? "application/wasm" : "application/octet-stream";
+  return new Response(await file(name).promise, { headers: { "Content-Type": type } });
+};
+
+async function start({ wheels, sources }) {
+  const [{ loadPyodide }, { default: createPyodideModule }] = await Promise.all(
+    ["pyodide.mjs", "pyodide.asm.mjs"].map(moduleOf));
+  const python = await loadPyodide({
+    indexURL: "https://lib.invalid/", createPyodideModule, lockFileContents: LOCK,
+    stdout: print, stderr: print, env: { HOME } });
+  for (const wheel of wheels) python.unpackArchive(await file(wheel).promise, "wheel");
+  port.postMessage({ says: "model" });
+  for (const name of sources) {
+    const path = `${HOME}/${name}`;
+    python.FS.mkdirTree(path.slice(0, path.lastIndexOf("/")));
+    python.FS.writeFile(path, new Uint8Array(await file(name).promise));
+    files.delete(name); // the copy in Python's file system is enough
+  }
+  python.runPython(`import sys; sys.path[:0] = ["${HOME}", "${HOME}/page"]`);
+  live = python.pyimport("live");
+  live.say = (name) => port.postMessage({ says: name });
+}
+
+function plain(result) {
+  const found = result.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
+  result.destroy();
+  if (found.error) throw found.error;
+  return found;
+}
+
+const channel = new MessageChannel(); // setTimeout would wait for 4 ms
+const waiting = [];
+channel.port1.onmessage = () => waiting.shift()();
+const pause = () => new Promise((resolve) => {
+  waiting.push(resolve);
+  channel.port2.postMessage(null);
+});
+
+async function perform({ id, call, args }) {
+  let result = plain(live.answer(call, JSON.stringify(args), id));
+  while (result.more) {
+    port.postMessage({ id, event: result });
+    await pause(); // so that a message which came meanwhile is read
+    if (stopped.delete(id)) {
+      live.forget(id);
+      return { stopped: true };
+    }
+    result = plain(live.more(id));
+  }
+  return result;
+}
+
+async function receive({ data }) {
+  if (data.file) return file(data.file).give(data.bytes);
+  if (data.stop) return stopped.add(data.stop);
+  printed = 0;
+  try {
+    if (data.call === "start") await start(data.args[0]);
+    const began = performance.now();
+    const result = await perform(data.call === "start" ? { ...data, args: [] } : data);
+    port.postMessage({ id: data.id, result, milliseconds: performance.now() - began });
+  } catch (error) {
+    const broken = { code: "broken", detail: String(error.message ?? error) };
+    port.postMessage({ id: data.id, error: error.code ? error : broken });
+  }
+}
+
+self.onmessage = ({ ports }) => {
+  [port] = ports;
+  port.onmessage = receive;
+};
