@@ -89,6 +89,7 @@ SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m
     **dict.fromkeys(["check", "huggingface", "download"], [""]),
     "gpt2": ["runs_under_jax", "cache_changes_nothing"],
     "encoder": ["every_character"],
+    "corpus": ["killed", "processes", "errors", "standard_input"],
     "tokenizer": ["tokenizers_library"],
     "shakespeare": ["held_out_loss", "speech"],
     "batch": ["killed"],

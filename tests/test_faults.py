@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import sys
 
@@ -22,6 +23,7 @@ from beyond import (
     classify,
     combine,
     complete,
+    corpus,
     evaluate,
     files,
     finetune,
@@ -47,6 +49,7 @@ COMMANDS = {
     "evaluate": (evaluate.main, "text"),
     "attention": (attention.main, "prompt"),
     "tokenizer": (tokenizer.main, "text"),
+    "corpus": (corpus.main, "out"),
     "train": (train.main, "text"),
     "finetune": (finetune.main, "data"),
     "classify train": (classify.train, "data"),
@@ -153,6 +156,7 @@ RUNS = {  # a command that writes, and the words that it is called with
     "batch": ["prompts.txt", "new", "--n_tokens_to_generate=3", "--model_size=small", "--models_dir=models"],
     "attention": ["O, my", "--out=new", "--model_size=small", "--models_dir=models"],
     "tokenizer": ["text.txt", "new", "--n_vocab=300"],
+    "corpus": ["text.txt", "--out=new", "--n_vocab=300"],
 }
 LEARNING = ["train", "finetune", "classify train"]
 
@@ -825,6 +829,7 @@ LIGHT = [
     "evaluate",
     "attention",
     "tokenizer",
+    "corpus",
     "classify predict",
 ]
 
@@ -832,7 +837,8 @@ LIGHT = [
 def all_flags(name):
     import inspect
 
-    return [one for one in inspect.signature(COMMANDS[name][0]).parameters]
+    parameters = inspect.signature(COMMANDS[name][0]).parameters.values()
+    return [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -845,6 +851,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
         "evaluate": {"text": "text.txt", **model},
         "attention": {"prompt": "O, my", "out": "new", **model},
         "tokenizer": {"text": "text.txt", "out": "new", "n_vocab": 300},
+        "corpus": {"out": "new", "n_vocab": 300, "cores": 1},
         "classify predict": {"text": "a", "model_size": "new", "models_dir": "."},
     }
     words = good.get(name, good["gpt2"])
@@ -858,7 +865,10 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
         if flag == "coordinator" and value == "None":
             continue
         status, out, err = found = run(
-            name, *[f"--{one}={text}" for one, text in {**words, flag: value}.items()], stdin=b"O, my"
+            name,
+            *["text.txt"] * (name == "corpus"),
+            *[f"--{one}={text}" for one, text in {**words, flag: value}.items()],
+            stdin=b"O, my",
         )
         said = (flag, value, found)
         assert status in (0, 1) and "Traceback" not in err and "Warning" not in err, said
@@ -867,6 +877,8 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
             assert 12 < len(err) < 1500, said
         if name == "batch":
             Path("new").unlink(missing_ok=True)
+        if name == "corpus":
+            shutil.rmtree("new", ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -1069,7 +1081,8 @@ def test_what_comes_is_told_before_it_begins(work):
 def test_every_command_explains_itself(work, name):
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "") and "As for gpt2.py" not in out and "[--FLAG=VALUE ...]" in out.splitlines()[0]
-    blocks = out.split("\n    --")[1:]
+    blocks = re.split(r"\n    --|\n    (?=[A-Z]+ \.\.\.)", out)[1:]
+    blocks = [block for block in blocks if "..." not in block.splitlines()[0]]
     assert [block.partition("=")[0] for block in blocks] == all_flags(name)
     assert all(len(block.splitlines()[2].strip()) > 5 for block in blocks), out
 
