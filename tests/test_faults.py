@@ -414,7 +414,7 @@ def test_crlf_does_not_hide_the_documents(work):
     for text in TEXT, TEXT.replace("\n", "\r\n"):
         merges = tokenizer.learn(text, 400)
         encoder = train.Encoder(tokenizer.vocabulary(merges), merges)
-        rows = train.row_maker(encoder, text, 64, 8, 0.1)
+        rows = train.row_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
         rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
         counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
         assert any("\r" in encoder.decode(row) for row in rows.tolist()) == ("\r" in text)
@@ -665,7 +665,7 @@ def test_a_text_that_is_too_short_to_learn_from(work):
     )
     encoder = train.Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
     with pytest.raises(ValueError, match="n_ctx=9 needs 10 tokens, and the text without its last tenth has 9"):
-        train.row_maker(encoder, "abcabcabc", 9, 1, 0.1)
+        train.row_maker(encoder, np.array(encoder.encode("abcabcabc")), 9, 1, 0.1)
 
 
 @pytest.mark.parametrize("temperature", ["1e-320", "5e-324", "1e-200", "1e308", "1.7976931348623157e308"])
