@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, corpus, files, gpu, plan, tokenizer, variant
+from beyond import checkpoint, corpus, files, gpu, plan, precision, tokenizer, variant
 from beyond.fit import check_divides, check_settings, fit, is_process_0, muon_and_adamw
 from beyond.parallel import all_devices, put_rows, split
 from beyond.rows import check_length, row_maker
@@ -83,40 +83,13 @@ def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
 
 
 def learner(dtype="float32", dropped=True, rematerialize=False):
-    """The model as it learns.
-
-    dtype: "bfloat16" makes the products, which take the time, several times faster on a GPU or TPU, and on some CPUs;
-    weights, sums and all in between stay float32, as small steps would be lost in rounding.
-    rematerialize: of a block only its input is kept for the way back, and the rest is computed again there: a third
-    more work, and memory for one block instead of all. (On a CPU, XLA merges the two again, and nothing is saved.)
-    """
-    learning = half if dtype == "bfloat16" else model
+    """The model as it learns: with dropout or without, and as beyond/precision.py makes it."""
+    is_half = dtype == "bfloat16"
+    learning = precision.in_bfloat16(model) if is_half else model
     if dropped:
         learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
-    if rematerialize:
-        block = learning.transformer_block
-
-        def again(x, n_head, kv, past, **arrays):
-            return jax.checkpoint(functools.partial(block, n_head=n_head))(x, **arrays)
-
-        learning = variant(learning, transformer_block=again)
-    if dtype == "bfloat16":
-        hidden_states = learning.hidden_states
-        learning = variant(learning, gpt2=lambda x, wte, **rest: half_linear(hidden_states(x, wte, **rest), wte.T, 0.0))
-    return learning
-
-
-def half_linear(x, w, b):  # as linear
-    return jnp.tensordot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), 1).astype(jnp.float32) + b
-
-
-def half_attention(q, k, v, mask):  # as gpt2.attention
-    q, k, v = (x.astype(jnp.bfloat16) for x in (q / q.shape[-1] ** 0.5, k, v))
-    scores = (q @ k.swapaxes(-1, -2)).astype(jnp.float32) + mask
-    return (model.softmax(scores).astype(jnp.bfloat16) @ v).astype(jnp.float32)
-
-
-half = variant(model, linear=half_linear, attention=half_attention)
+    learning = precision.rematerialized(learning) if rematerialize else learning
+    return precision.with_projection_in_bfloat16(learning) if is_half else learning
 
 
 def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
@@ -127,7 +100,7 @@ def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
     n_ctx, n, mesh = len(params["wpe"]), len(ids) - 1, mesh or all_devices()
     starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
     new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
-    windows = np.asarray(ids[starts + np.arange(n_ctx + 1)], np.int32)
+    windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)
     fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
     windows, new = np.pad(windows, fill), np.pad(new, fill)
     parts = (
@@ -328,7 +301,7 @@ def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
         raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
     if not isinstance(rematerialize, bool):
         raise ValueError(f"rematerialize={rematerialize!r} must be True or False: write --rematerialize alone")
-    if not isinstance(dry_run, bool) and dry_run not in plan.DEVICES:
+    if not isinstance(dry_run, bool) and str(dry_run) not in plan.DEVICES:
         raise ValueError(f"dry_run={dry_run!r} must be one of {', '.join(plan.DEVICES)}: or write --dry_run alone")
     if (settings["steps"] is None) == (settings["minutes"] is None):
         raise ValueError("give either steps, how many updates to make, or minutes, about how long to learn")
@@ -337,4 +310,4 @@ def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "model_size", "models_dir", "dtype", "mesh", "coordinator", "dry_run")
+    utils.run(main, "text", "model_size", "models_dir", "dtype", "mesh", "coordinator")
