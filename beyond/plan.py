@@ -106,7 +106,7 @@ def describe(kind, hparams, steps, minutes, batch_size, mesh, micro_batch_size, 
         f"{n:,} parameters, {a_step * steps:,} tokens in {steps:,} steps of {a_step:,}\n"
         f"on {n_data * n_model} x {name}, {rate / 1e12:,.3g} TFLOP/s in {dtype} together\n"
         f"memory of each (estimate): {stays / 1e9:.1f} GB of weights, moments and average, {more / 1e9:.1f} GB for a "
-        f"step with {rows} rows at a time; of {limit / 1e9:.0f} GB, it {fits}\n"
+        f"step\nwith {rows} rows at a time; of {limit / 1e9:.0f} GB, it {fits}\n"
         f"time (estimate): 6 x parameters x tokens = {6 * n * a_step * steps:.2g} operations, at an MFU of {mfu:.0%} "
         f"{hours:,.1f} hours"
     )

@@ -1,4 +1,4 @@
-"""Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
+r"""Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
 
     python -m beyond.train models/shakespeare/held_out.txt --model_size mine --steps 200
 
@@ -6,9 +6,25 @@ takes three minutes on two cores and prints
 
     models/mine: held-out loss 4.1423 nats a token, 1.9109 a character
 
-The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the
-gradients, jax.jit the speed. Redefined is transformer_block alone, for dropout; the rest is what a model needs to
-learn well. The loop itself is beyond/fit.py's, which other chapters share.
+The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the gradients,
+jax.jit the speed. Redefined are transformer_block, for dropout, and linear, for weights whose heads have an axis. The
+rest is what a model needs to learn well; the loop itself is beyond/fit.py's, which other chapters share.
+
+A text of any size is made a corpus first (beyond/corpus.py). What it would take to train OpenAI's smallest shape on ten
+billion tokens with eight GPUs is said before anything runs:
+
+    python -m beyond.train data/mine --model_size mine --n_vocab 50304 --n_ctx 1024 --n_embd 768 --n_head 12 \
+        --n_layer 12 --steps 19073 --batch_size 512 --micro_batch_size 16 --mesh 8x1 --dtype bfloat16 \
+        --dropout_rate 0 --left_out 0 --dry_run=H100
+
+    124,475,904 parameters, 9,999,745,024 tokens in 19,073 steps of 524,288
+    on 8 x H100, 7.91e+03 TFLOP/s in bfloat16 together
+    memory of each (estimate): 1.7 GB of weights, moments and average, 56.7 GB for a step
+    with 16 rows at a time; of 80 GB, it fits
+    time (estimate): 6 x parameters x tokens = 7.5e+18 operations, at an MFU of 30% 0.9 hours
+
+No GPU was there to measure its MFU; 30% is assumed. Without --dry_run it trains, with --coordinator (beyond/gpu.py) on
+several machines, which all need the corpus, and one folder for the model that all of them see.
 """
 
 import functools

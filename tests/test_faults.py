@@ -892,7 +892,9 @@ def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     monkeypatch.setattr(module, "fit", begin)
     monkeypatch.setattr(module, "mean_loss" if name != "train" else "held_out_loss", lambda *args: 1.0)
     monkeypatch.setattr(
-        module if name == "train" else checkpoint, "row_maker" if name == "train" else "save_folder", lambda *args, **more: None
+        module if name == "train" else checkpoint,
+        "row_maker" if name == "train" else "save_folder",
+        lambda *args, **more: None,
     )
     words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
     for flag, value in itertools.product(all_flags(name), NASTY):

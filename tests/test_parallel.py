@@ -274,39 +274,47 @@ def test_the_average_is_what_it_says():
 # --- --dry_run ---
 
 
+def main(data, folder, **flags):
+    return train.main(str(data), "new", models_dir=str(folder), **{**HPARAMS, "steps": 60, **flags})
+
+
 def test_a_dry_run(tmp_path):
-    done = run("none", tmp_path, "--dry_run=H100", "--mesh=8x1", "--dtype=bfloat16", "--n_vocab=50304", "--n_ctx=1024", "--n_embd=768",
-               "--n_head=12", "--n_layer=12", "--batch_size=512", "--steps=19073", "--micro_batch_size=16")  # fmt: skip
-    said = done.stdout.decode()
+    shape = {"n_vocab": 50304, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
+    batches = {"batch_size": 512, "steps": 19073, "micro_batch_size": 16, "mesh": "8x1", "dtype": "bfloat16"}
+    said = main("none", tmp_path, dry_run="H100", **shape, **batches)
     n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     hours = 6 * n * 19073 * 512 * 1024 / (8 * 989e12 * 0.3) / 3600
     assert said.splitlines()[0] == f"{n:,} parameters, 9,999,745,024 tokens in 19,073 steps of 524,288"
     assert "it fits" in said and f"an MFU of 30% {hours:.1f} hours" in said and said.count("(estimate)") == 2
-    assert said.strip() in train.__doc__.replace("\n    ", "\n")
-    said = run("none", tmp_path, "--dry_run", "--n_embd=20000", "--n_layer=100").stdout.decode()
-    assert "it does not fit" in said and "on 1 x cpu" in said
-    assert not os.listdir(tmp_path)
+    assert said in train.__doc__.replace("\n    ", "\n")
+    said = main("none", tmp_path, dry_run=True, n_embd=20000, n_layer=100)
+    assert "it does not fit" in said and f"on {jax.device_count()} x cpu" in said
+    minutes = main("none", tmp_path, dry_run="A100", steps=None, minutes=60.0, **shape)
+    assert minutes.endswith(" 1.0 hours") and not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(
     "flags, parts",
     [
-        (["--dry_run=H1000"], ["dry_run='H1000'", "H100, A100, L4"]),
-        (["--dtype=float16"], ["dtype='float16'", "bfloat16"]),
-        (["--mesh=1x8"], ["mesh=1x8 takes 8", "sees 4"]),
-        (["--mesh=1x4"], ["2 heads do not divide over 4"]),
-        (["--micro_batch_size=4"], ["batch_size=8", "multiple of 16", "micro_batch_size=4"]),
-        (["--ema=1"], ["ema=1", "0.99999"]),
-        (["--rematerialize=3"], ["rematerialize=3"]),
-        (["--n_vocab=299"], ["n_vocab=299", "from 300"]),
-        (["--coordinator=nowhere"], ["coordinator='nowhere'"]),
+        ({"dry_run": "H1000"}, ["dry_run='H1000'", "H100, A100, L4"]),
+        ({"dry_run": [1]}, ["dry_run=[1]"]),
+        ({"dtype": "float16"}, ["dtype='float16'", "bfloat16"]),
+        ({"mesh": "1x999"}, ["mesh=1x999 takes 999"]),
+        ({"micro_batch_size": 16}, ["batch_size=8", "multiple of 16", "micro_batch_size=16"]),
+        ({"ema": 1}, ["ema=1", "0.99999"]),
+        ({"rematerialize": 3}, ["rematerialize=3"]),
+        ({"n_vocab": 299}, ["n_vocab=299", "from 300"]),
+        ({"coordinator": "nowhere"}, ["coordinator='nowhere'"]),
+        ({"process_id": 1}, ["process_id=1"]),
     ],
 )
 def test_errors(data, tmp_path, flags, parts):
-    assert_error(run(data, tmp_path, *flags, devices=4), *parts)
+    with pytest.raises(ValueError) as error:
+        main(data, tmp_path, **flags)
+    assert all(part in str(error.value) for part in parts), error.value
     assert not os.listdir(tmp_path)
 
 
-def test_a_corpus_that_is_not_whole(data, tmp_path):
+def test_a_corpus_that_is_not_whole(tmp_path):
     (tmp_path / "half").mkdir()
-    assert_error(run(tmp_path / "half", tmp_path), "half is not a whole corpus", "beyond.corpus")
+    assert_error(run(tmp_path / "half", tmp_path, devices=1), "half is not a whole corpus", "beyond.corpus")
