@@ -5,11 +5,32 @@ ids, too, made text again, a few hundred characters, and encoded once more. What
 seed and the number of the step, so it is the same on any number of devices and processes.
 """
 
+import os
 import re
 
 import numpy as np
 
+from beyond import corpus, files, tokenizer
 from encoder import BYTE_TO_CHAR, Encoder
+
+HELD_OUT = 2**20  # tokens, at most, of a corpus
+
+
+def from_text(text, n_vocab):
+    """(encoder, ids to learn from, ids held out, {filename: text} for the model's folder); merges are learned first."""
+    cut = len(text) * 9 // 10
+    merges = tokenizer.learn(text[:cut], n_vocab)
+    encoder = Encoder(tokenizer.vocabulary(merges), merges)
+    learned, unseen = (np.array(encoder.encode(part), np.int32) for part in (text[:cut], text[cut:]))
+    return encoder, learned, unseen, {**tokenizer.contents(merges), "held_out.txt": text[cut:]}
+
+
+def from_corpus(folder):
+    """The same of a corpus, whose ids stay where they are."""
+    encoder, ids, _ = corpus.load(folder)
+    cut = len(ids) - min(len(ids) // 10, HELD_OUT)
+    contents = {name: files.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
+    return encoder, ids[:cut], ids[cut:], contents
 
 
 def check_length(ids, n_ctx, what):

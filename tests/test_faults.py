@@ -32,6 +32,7 @@ from beyond import (
     tokenizer,
     train,
 )
+from encoder import Encoder
 import gpt2
 import gpt2_pico
 import utils
@@ -413,7 +414,7 @@ def test_crlf_does_not_hide_the_documents(work):
     counts = []
     for text in TEXT, TEXT.replace("\n", "\r\n"):
         merges = tokenizer.learn(text, 400)
-        encoder = train.Encoder(tokenizer.vocabulary(merges), merges)
+        encoder = Encoder(tokenizer.vocabulary(merges), merges)
         rows = train.row_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
         rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
         counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
@@ -663,7 +664,7 @@ def test_a_text_that_is_too_short_to_learn_from(work):
         "needs 61 tokens",
         "has ",
     )
-    encoder = train.Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
+    encoder = Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
     with pytest.raises(ValueError, match="n_ctx=9 needs 10 tokens, and the text without its last tenth has 9"):
         train.row_maker(encoder, np.array(encoder.encode("abcabcabc")), 9, 1, 0.1)
 
