@@ -720,8 +720,14 @@ def _usage(main, *words):
     program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
     if spec and " " in path:  # the word that chose main
         program += path[path.rindex(" ") :]
-    needed = [name.upper() for name, one in inspect.signature(main).parameters.items() if one.default is one.empty]
+    needed = [_typed(one) for one in inspect.signature(main).parameters.values() if one.default is one.empty]
     return " ".join([program, *words, *needed, "[--FLAG=VALUE ...]"])
+
+
+def _typed(one):
+    """How a parameter is typed that has to be there."""
+    name = one.name.upper()
+    return {one.VAR_POSITIONAL: f"{name} ...", one.KEYWORD_ONLY: f"--{one.name}={name}"}.get(one.kind, name)
 
 
 def _help(main):
@@ -732,5 +738,6 @@ def _help(main):
     for name, one in inspect.signature(main).parameters.items():
         default = "Required." if one.default is one.empty else f"Default: {one.default!r}"
         text = " ".join(texts.get(name, "").split())
-        lines += [f"    --{name}={name.upper()}", f"        {default}", f"        {text}"]
+        typed = _typed(one) if one.kind is one.VAR_POSITIONAL else f"--{name}={name.upper()}"
+        lines += [f"    {typed}", f"        {default}", f"        {text}"]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from beyond import checkpoint, files
+from beyond import checkpoint, files, loops
 from beyond.peers import ENGINES, load, medians
 import utils
 
@@ -287,7 +287,7 @@ def measure_all(work, hparams, groups, note):
     return {"groups": found, "more": more}
 
 
-def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12, peers=True):
+def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12, peers=True, train=False):
     """Measures and writes OUT.md, OUT.svg and OUT.json; takes about fifteen minutes.
 
     Args:
@@ -298,7 +298,12 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         n_head: Attention heads in a block.
         n_layer: Blocks.
         peers: True or False: whether to measure the peers, too.
+        train: True measures training loops instead, prints a table and writes nothing.
     """
+    if not isinstance(train, bool):
+        raise ValueError(f"train={train!r} must be True or False")
+    if train:
+        return loops.compare()
     from tqdm import tqdm
 
     hparams = dict(zip(utils.HPARAMS, (n_vocab, n_ctx, n_embd, n_head, n_layer)))

@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from beyond import checkpoint, files, variant
-from beyond.fit import adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell
+from beyond.fit import adamw, check_divides, check_settings, fit, joined, last_blocks, mean_loss, tell
+from beyond.state import check_state, finish, load_npz
 import gpt2 as model
 import utils
 
@@ -199,6 +200,7 @@ def train(
     """
     settings = dict(locals())
     check_settings(settings)
+    check_divides(batch_size)
     files.check_new(out)
     _, _, texts, labels = read(data, text_column, label_column)
     classes, count = sorted(set(labels)), collections.Counter(labels)

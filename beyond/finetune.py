@@ -40,7 +40,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from beyond import checkpoint, files, train, variant
-from beyond.fit import adamw, check_settings, check_state, finish, fit, joined, last_blocks, load_npz, mean_loss, tell
+from beyond.fit import adamw, check_divides, check_settings, fit, joined, last_blocks, mean_loss, tell
+from beyond.rows import check_length
+from beyond.state import check_state, finish, load_npz
 import gpt2
 import utils
 
@@ -139,7 +141,7 @@ def read(path, encoder, n_ctx):
             f"give a longer text"
         )
     n_seq = min(n_ctx, len(parts[1]) - 1)
-    train.check_length(parts[0], n_seq, f"{path} without its last tenth")
+    check_length(parts[0], n_seq, f"{path} without its last tenth")
     rows = [np.lib.stride_tricks.sliding_window_view(np.array(part), n_seq + 1) for part in parts]
     return [(found, np.broadcast_to(np.float32(1), (len(found), n_seq))) for found in (rows[0], rows[1][::n_seq])]
 
@@ -211,6 +213,7 @@ def main(
     """
     settings = dict(locals())
     check_settings(settings, ("learning_rate",), rank=(1, 10**5), k=(1, 10**4))
+    check_divides(batch_size)
     if method not in RATES:
         raise ValueError(f"method={method!r} must be one of {', '.join(RATES)}")
     files.check_new(out)

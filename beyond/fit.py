@@ -6,22 +6,22 @@ brings its loss, its rows and its way to save. After each evaluation all of its 
 folder, so that a run that was killed goes on as if nothing had happened, if it is the same work (see beyond/files.py).
 """
 
+import contextlib
 import functools
 import json
 import math
-import os
 import sys
 import time
-import zipfile
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from beyond import files
+from beyond.parallel import all_devices, check_same, fetch, keep_split, put_all, put_rows, read_ahead, split
+from beyond.state import read_state, saved_steps, write_state
 import utils
 
 # --- optimizers ---
@@ -57,8 +57,9 @@ def muon_and_adamw(steps, learning_rate, weight_decay):
     has its right size. Clipping: for the odd batch.
     """
 
-    def for_muon(path, x):
-        return MuonDimensionNumbers() if path[0].key == "blocks" and x.ndim == 2 else None
+    def for_muon(path, x):  # all axes of a w but the first one are its outputs
+        is_matrix = path[0].key == "blocks" and path[-1].key == "w"
+        return MuonDimensionNumbers(0, tuple(range(1, x.ndim))) if is_matrix else None
 
     return optax.chain(
         optax.clip_by_global_norm(1),
@@ -75,20 +76,13 @@ def muon_and_adamw(steps, learning_rate, weight_decay):
 # --- one step ---
 
 
-BY_ROW = PartitionSpec("data")
+def updater(loss, optimizer, seed, mesh, fixed=(), ema=0):
+    """A function (tree, rows, step) -> (tree, loss) that makes one step; tree: weights, optimizer's state, average."""
+    fixed = put_all(fixed, mesh)
 
-
-def spread(rows, spec=BY_ROW):
-    """Rows dealt out to all devices that JAX sees; under jit each works on its own, and the sums go to all."""
-    return jax.device_put(rows, NamedSharding(Mesh(np.array(jax.devices()), ("data",)), spec))
-
-
-def updater(loss, optimizer, seed, fixed=()):
-    """A function (params, state, rows, step) -> (params, state, loss) that makes one step."""
-    fixed = spread(fixed, PartitionSpec())
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, state, rows, step, fixed):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(tree, rows, step, fixed):
+        params, state, average = tree
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), jax.tree.leaves(rows)[0].shape[:2])
 
         def add_part(total, part):
@@ -100,9 +94,18 @@ def updater(loss, optimizer, seed, fixed=()):
         total, _ = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, (0.0, params)), (rows, keys))
         value, grads = jax.tree.map(lambda x: x / len(keys), total)
         changes, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, changes), state, value
+        params = optax.apply_updates(params, changes)
+        return keep_split((params, state, averaged(average, params, step, ema)), mesh), value
 
     return lambda *args: update(*args, fixed)
+
+
+def averaged(average, params, step, ema):
+    """The moving average of the weights, of which each step keeps the share ema; at first less, to forget the start."""
+    if average is None:
+        return None
+    kept = jnp.minimum(ema, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -122,7 +125,21 @@ def mean_loss(loss, params, rows, *fixed):
 # --- the loop ---
 
 
-def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=()):
+def fit(
+    params,
+    loss,
+    rows,
+    held_out,
+    save,
+    optimizer,
+    folder,
+    settings,
+    fixed=(),
+    mesh=None,
+    ema=0,
+    micro_batch_size=None,
+    speed=lambda rate: f"{rate:.2f} steps/s",
+):
     """Trains params on loss; calls save(params, history) whenever held_out(params) is lower than ever. Returns history.
 
     loss(params, row, key, *fixed) -> float: of one row; rows(rng) -> an array [batch_size, ...], or a tree of such;
@@ -130,18 +147,27 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=(
     settings: a dict with steps (None: as many as fit in minutes), minutes, eval_every, seed, maybe patience (how many
     evaluations that bring nothing better end it), and whatever else decides what comes out. The folder keeps the state
     of the last evaluation until the caller, whose work may not be done yet, calls finish(folder).
-    history: [step, mean loss since the one before, held-out loss] for each evaluation, one every eval_every steps.
+    mesh: by default all devices deal out the rows. ema: from 0 up to 1; above 0 an average of the weights is kept, too,
+    and held_out decides between them. micro_batch_size: rows that a device works on at a time.
+    speed(steps a second) -> a text that the bar shows.
+    history: [step, mean loss since the one before, held-out loss (of the average, too)] for each evaluation, one every
+    eval_every steps. All processes take part and get the same; process 0 prints and writes the state.
     Raises ValueError if a loss is no number any more, or if the state in folder belongs to other settings.
     """
     from tqdm import tqdm
 
-    eval_every, seed = settings["eval_every"], settings["seed"]
+    eval_every, seed, mesh, is_first = settings["eval_every"], settings["seed"], mesh or all_devices(), is_process_0()
+    # on a CPU a row a device at a time, whose numbers stay in its cache (a third faster); elsewhere all at once
+    micro_batch_size = micro_batch_size or (1 if jax.default_backend() == "cpu" else None)
 
     def batch(step):  # depends on nothing else, so that a training which goes on sees what it would have seen
         drawn = rows(np.random.default_rng([seed, step]))
-        # on a CPU a row a device at a time, whose numbers stay in its cache (a third faster); elsewhere all at once
-        at_once = jax.device_count() if jax.default_backend() == "cpu" else len(jax.tree.leaves(drawn)[0])
-        return spread(jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), drawn), PartitionSpec(None, "data"))
+        n = micro_batch_size * mesh.shape["data"] if micro_batch_size else len(jax.tree.leaves(drawn)[0])
+        return put_rows(jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), drawn), mesh, 1)
+
+    def begin(params):
+        copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
+        return keep_split((copies[0], optimizer(1000).init(params), copies[1] if ema else None), mesh)
 
     def check(value):
         if not math.isfinite(value):
@@ -150,119 +176,75 @@ def fit(params, loss, rows, held_out, save, optimizer, folder, settings, fixed=(
                 + (f"{folder} keeps the best weights so far" if history else "nothing was saved so far")
             )
 
-    steps = (
-        settings["steps"]
-        or _saved_steps(folder)
-        or _steps_in(
-            settings["minutes"],
-            updater(loss, optimizer(1000), seed, fixed),
-            params,
-            optimizer(1000).init(params),
-            batch(0),
-        )
-    )
-    update = updater(loss, optimizer(steps), seed, fixed)
-    tree = params, optimizer(steps).init(params), params  # the weights, the optimizer's state, the best weights
-    tree, history = read_state(folder, settings, tree) or (tree, [])
+    def start():
+        return jax.jit(begin)(split(params, mesh))
+
+    def make_update(steps):
+        return updater(loss, optimizer(steps), seed, mesh, fixed, ema)
+
+    steps = settings["steps"] or saved_steps(folder)
+    steps = steps or _steps_in(settings["minutes"], make_update(1000), start(), batch(0))
+    update = make_update(steps)
+    saved = read_state(folder, settings, (jax.eval_shape(begin, params), params))
+    (tree, best), history = saved or ((None, None), [])
+    check_same(json.dumps([settings, history, steps]))
     if history:
-        save(tree[2], history)  # in case the kill came between the state and the model
-    params, state, best = jax.tree.map(jnp.array, tree)  # copies, as update reuses the memory of what it is given
-    losses, begin = [], int(history[-1][0]) if history else 0
-    with tqdm(desc="training", total=steps, initial=begin, disable=None) as bar:
-        for step in range(begin, steps):
-            if history and np.argmin([found for *_, found in reversed(history)]) >= settings.get("patience", steps):
+        save(best, history)  # in case the kill came between the state and the model
+    tree, first_step = split(tree, mesh) if saved else start(), int(history[-1][0]) if history else 0
+    losses, times = [], []
+    with (
+        tqdm(desc="training", total=steps, initial=first_step, disable=None if is_first else True) as bar,
+        contextlib.closing(read_ahead(batch, range(first_step, steps))) as batches,
+    ):
+        for step, (now, waited) in enumerate(batches, first_step):
+            if history and np.argmin([min(row[2:]) for row in reversed(history)]) >= settings.get("patience", steps):
                 break
-            now, made = batch(step), step + 1
-            params, state, value = update(params, state, now, step)
+            began, made = time.perf_counter(), step + 1
+            tree, value = update(tree, now, step)
             losses.append(float(value))
+            times.append((waited, waited + time.perf_counter() - began))
             check(losses[-1])
             if made % eval_every == 0 or made == steps:
-                found = held_out(params)
-                check(found)
-                better = not history or found < min(row[2] for row in history)
-                history.append([made, sum(losses) / len(losses), found])
-                best, losses = jax.tree.map(np.array, params) if better else best, []
-                write_state(folder, settings, steps, (params, state, best), history)
+                found = [held_out(weights) for weights in (tree[0], tree[2]) if weights is not None]
+                check(sum(found))
+                better = not history or min(found) < min(min(row[2:]) for row in history)
+                history.append([made, sum(losses) / len(losses), *found])
+                best, losses = fetch(tree[0] if found[0] == min(found) else tree[2], mesh) if better else best, []
+                write_state(folder, settings, steps, (fetch(tree, mesh), best), history)
                 if better:
                     save(best, history)
-                tqdm.write("step {}: loss {:.4f}, held out {:.4f}".format(*history[-1]), file=sys.stderr)
+                if is_first:
+                    tqdm.write(describe(*history[-1]), file=sys.stderr)
             bar.update()
             last = f", held out {history[-1][2]:.3f}" if history else ""
-            bar.set_postfix_str(
-                f"loss {value:.3f}{last}, {jax.tree.leaves(now)[0].size * (bar.format_dict['rate'] or 0):.0f} tokens/s"
-            )
+            bar.set_postfix_str(f"loss {value:.3f}{last}, {speed(bar.format_dict['rate'] or 0)}")
+    if is_first and len(times) > 1:
+        waited, took = np.sum(times[1:], axis=0)  # the first step compiles
+        print(f"{speed((len(times) - 1) / took)}; {waited / took:.1%} of the time waiting for rows", file=sys.stderr)
     return history
 
 
-def _steps_in(minutes, update, params, state, rows):
-    """How many updates fit into so many minutes; the first compiles and does not count."""
-    params, state, value = update(*jax.tree.map(jnp.array, (params, state)), rows, 0)
+def describe(made, loss, held_out, of_average=None):
+    """A row of the history as a line."""
+    average = "" if of_average is None else f", averaged {of_average:.4f}"
+    return f"step {made}: loss {loss:.4f}, held out {held_out:.4f}{average}"
+
+
+def is_process_0():
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def _steps_in(minutes, update, tree, rows):
+    """How many updates fit into so many minutes, as process 0 finds; the first compiles and does not count."""
+    tree, value = update(tree, rows, 0)
+    float(value)
     start, n = time.perf_counter(), 5
     for step in range(n):
-        params, state, value = update(params, state, rows, step)
-    value.block_until_ready()
-    return max(1, int(n * 60 * minutes / (time.perf_counter() - start)))
-
-
-# --- its state on disk ---
-
-
-def load_npz(path, *names):
-    """{name: array} of a file that NumPy saved, of all or of these. Raises ValueError for any other file."""
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in names or file}
-    except (ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile):
-        raise ValueError(
-            f"{path} is damaged, or another program's: remove it, or what it is in, and begin again"
-        ) from None
-
-
-def state_path(folder):
-    return os.path.join(folder, files.STATE)
-
-
-def write_state(folder, settings, steps, tree, history):
-    """Keeps the last evaluation's state, all at once."""
-    leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
-    os.makedirs(folder, exist_ok=True)
-    files.write_whole(
-        state_path(folder),
-        lambda part: np.savez(part, settings=json.dumps(settings), steps=steps, history=history, **leaves),
-    )
-
-
-def check_state(folder, settings):
-    """Whether the folder holds the state of a run with these settings. Raises ValueError unless it does, or is new.
-
-    To be called before anything takes long or is written.
-    """
-    files.check_new(folder)
-    if not os.path.exists(state_path(folder)):
-        return False
-    files.same_work(folder, str(load_npz(state_path(folder), "settings")["settings"]), settings)
-    return True
-
-
-def _saved_steps(folder):
-    return int(load_npz(state_path(folder), "steps")["steps"]) if os.path.exists(state_path(folder)) else None
-
-
-def read_state(folder, settings, tree):
-    """(tree, history) as write_state had them, with the structure of tree; None where there is none."""
-    if not check_state(folder, settings):
-        return None
-    leaves, structure = jax.tree.flatten(tree)
-    saved = load_npz(state_path(folder))
-    found = [saved.get(str(i)) for i in range(len(leaves))]
-    if [np.shape(x) for x in found] != [np.shape(x) for x in leaves] or "history" not in saved:
-        raise ValueError(f"{folder} holds a run of another version of this program: give another name, or remove it")
-    return jax.tree.unflatten(structure, found), saved["history"].tolist()
-
-
-def finish(folder):
-    """Marks the folder as finished."""
-    os.remove(state_path(folder))
+        tree, value = update(tree, rows, step)
+    float(value)
+    steps = max(1, int(n * 60 * minutes / (time.perf_counter() - start)))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
 
 
 # --- what the learning chapters have in common ---
@@ -285,10 +267,14 @@ def check_settings(settings, optional=(), **ranges):
     for name, limits in {**RANGES, **ranges}.items():
         if name in settings and not (name in optional and settings[name] is None):
             utils.check(name, settings[name], *limits)
-    if settings["batch_size"] % jax.device_count():
-        raise ValueError(
-            f"batch_size={settings['batch_size']} must be a multiple of {jax.device_count()}, the number of devices"
-        )
+
+
+def check_divides(batch_size, n_devices=None, micro_batch_size=None):
+    """Raises ValueError unless each device, by default all that there are, gets as many whole micro-batches."""
+    n = (n_devices or jax.device_count()) * (micro_batch_size or 1)
+    if batch_size % n:
+        more = f", with micro_batch_size={micro_batch_size}" if micro_batch_size else ""
+        raise ValueError(f"batch_size={batch_size} must be a multiple of {n}, the number of devices{more}")
 
 
 def last_blocks(params, k):

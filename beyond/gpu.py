@@ -108,24 +108,39 @@ def place(params, n_head, mesh, dtype="float32"):
 
     Raises ValueError if the heads do not divide. The vocabulary is filled up with zeros, which complete never chooses.
     """
-    n = mesh.shape["model"]
-    if n_head % n:
+    check_heads(n_head, mesh)
+    params = by_heads(params, n_head)
+    wte = np.pad(params["wte"], ((0, -len(params["wte"]) % mesh.shape["model"]), (0, 0)))
+
+    def put(path, array):
+        return jax.device_put(utils.check_numbers(np.asarray(array)).astype(dtype), NamedSharding(mesh, spec_of(path)))
+
+    return jax.tree_util.tree_map_with_path(put, {**params, "wte": wte})
+
+
+def check_heads(n_head, mesh):
+    """Raises ValueError unless the heads divide over the mesh's axis "model"."""
+    if n_head % (n := mesh.shape["model"]):
         fitting = [i for i in range(1, n_head + 1) if n_head % i == 0]
         raise ValueError(
             f"the model's {n_head} heads do not divide over {n} devices: choose one of {fitting} for "
             f"the second number of mesh"
         )
 
-    def put(path, array):
-        name, array = jax.tree_util.keystr(path, simple=True, separator="/"), utils.check_numbers(np.asarray(array))
-        if name == "wte":
-            array = np.pad(array, ((0, -len(array) % n), (0, 0)))
-        elif "c_attn" in name:
-            array = array.reshape(*array.shape[:-1], 3, n_head, -1)
-        spec = next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
-        return jax.device_put(array.astype(dtype), NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(put, params)
+def by_heads(params, n_head):
+    """params whose c_attn has axes for queries, keys and values and for heads: w [n_embd, 3, n_head, d], b."""
+
+    def reshape(path, array):
+        return array.reshape(*array.shape[:-1], 3, n_head, -1) if "c_attn" in jax.tree_util.keystr(path) else array
+
+    return jax.tree_util.tree_map_with_path(reshape, params)
+
+
+def spec_of(path):
+    """How the parameter at a path of the tree is split."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
 
 
 def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtype="float32"):
@@ -154,13 +169,19 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
 
 def make_mesh(mesh):
     """A mesh with the axes data and model from a text like 2x4. Raises ValueError if there are not as many devices."""
-    sizes = str(mesh).split("x")
-    if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
-        raise ValueError(f"mesh={mesh!r} must be two numbers, groups of prompts x devices that share a model: 2x4, say")
-    n, devices = int(sizes[0]) * int(sizes[1]), jax.devices()
+    sizes, devices = mesh_sizes(mesh), jax.devices()
+    n = sizes[0] * sizes[1]
     if n > len(devices) or n < len(devices) and jax.process_count() > 1:
         raise ValueError(f"mesh={mesh} takes {n} devices, and JAX sees {len(devices)}: choose numbers that fit")
-    return Mesh(np.array(devices[:n]).reshape(int(sizes[0]), int(sizes[1])), ("data", "model"))
+    return Mesh(np.array(devices[:n]).reshape(sizes), ("data", "model"))
+
+
+def mesh_sizes(mesh):
+    """(groups, devices in each) from a text like 2x4. Raises ValueError for any other."""
+    sizes = str(mesh).split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
+        raise ValueError(f"mesh={mesh!r} must be two numbers, groups of rows x devices that share a model: 2x4, say")
+    return int(sizes[0]), int(sizes[1])
 
 
 def meet(coordinator, n_processes, process_id, patience=120):
@@ -192,6 +213,17 @@ def meet(coordinator, n_processes, process_id, patience=120):
             f"no connection with {others} at {coordinator}: {error.strerror or error}; begin all {n_processes} "
             f"within {patience} seconds, with the same coordinator"
         ) from None
+
+
+def join(coordinator, n_processes, process_id):
+    """Makes this process one of several, which see each other's devices, if a coordinator is named. Raises as meet."""
+    utils.check("n_processes", n_processes, 1, 10**5)
+    utils.check("process_id", process_id, 0, n_processes - 1, "less than n_processes")
+    if coordinator is not None:
+        meet(coordinator, n_processes, process_id)
+        sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
+        os.dup2(2, 1)  # so that what C++ prints on the standard output, as Gloo does, goes to the standard error
+        jax.distributed.initialize(coordinator, n_processes, process_id)
 
 
 def main(
@@ -226,13 +258,7 @@ def main(
         raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
     if not isinstance(lines, bool):
         raise ValueError(f"lines={lines!r} must be True or False: write --lines alone")
-    utils.check("n_processes", n_processes, 1, 10**5)
-    utils.check("process_id", process_id, 0, n_processes - 1, "less than n_processes")
-    if coordinator is not None:
-        meet(coordinator, n_processes, process_id)
-        sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
-        os.dup2(2, 1)  # so that what C++ prints on the standard output, as Gloo does, goes to the standard error
-        jax.distributed.initialize(coordinator, n_processes, process_id)
+    join(coordinator, n_processes, process_id)
     devices = make_mesh(mesh)
     prompt = utils.read_prompt(prompt)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)

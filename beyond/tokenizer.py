@@ -25,8 +25,10 @@ from encoder import BYTE_TO_CHAR, WORDS, Encoder
 import utils
 
 
-def learn(text, n_vocab):  # str, int -> list of (str, str)
+def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
     """The merges, by rank, that make a vocabulary of n_vocab tokens: 256 bytes, a token a merge, and <|endoftext|>.
+
+    text: a text, or parts of one that are cut between words.
 
     Raises ValueError if n_vocab leaves no room for the bytes, or if the text has not as many pairs to join.
     """
@@ -34,7 +36,10 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
 
     utils.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
-    words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in Counter(WORDS.findall(text)).items()]
+    found = Counter()
+    for part in [text] if isinstance(text, str) else text:
+        found.update(WORDS.findall(part))
+    words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in found.items()]
     counts, words_with = Counter(), defaultdict(set)  # for each pair: how often it occurs, and in which words
     for i, (symbols, n) in enumerate(words):
         for pair in zip(symbols, symbols[1:]):

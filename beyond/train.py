@@ -1,33 +1,56 @@
-"""Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
+r"""Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
 
     python -m beyond.train models/shakespeare/held_out.txt --model_size mine --steps 200
 
-takes three minutes on two cores and prints
+takes two minutes on two cores and prints
 
-    models/mine: held-out loss 4.1423 nats a token, 1.9109 a character
+    models/mine: held-out loss 4.1161 nats a token, 1.8988 a character
 
-The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the
-gradients, jax.jit the speed. Redefined is transformer_block alone, for dropout; the rest is what a model needs to
-learn well. The loop itself is beyond/fit.py's, which other chapters share.
+The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the gradients,
+jax.jit the speed. Redefined are transformer_block, for dropout, and linear, for weights whose heads have an axis. The
+rest is what a model needs to learn well; the loop itself is beyond/fit.py's, which other chapters share.
+
+A text of any size is made a corpus first (beyond/corpus.py). What it would take to train OpenAI's smallest shape on ten
+billion tokens with eight GPUs is said before anything runs:
+
+    python -m beyond.train data/mine --model_size mine --n_vocab 50304 --n_ctx 1024 --n_embd 768 --n_head 12 \
+        --n_layer 12 --steps 19073 --batch_size 512 --micro_batch_size 16 --mesh 8x1 --dtype bfloat16 \
+        --dropout_rate 0 --left_out 0 --dry_run=H100
+
+    124,475,904 parameters, 9,999,745,024 tokens in 19,073 steps of 524,288
+    on 8 x H100, 7.91e+03 TFLOP/s in bfloat16 together
+    memory of each (estimate): 1.7 GB of weights, moments and average, 56.7 GB for a step
+    with 16 rows at a time; of 80 GB, it fits
+    time (estimate): 6 x parameters x tokens = 7.5e+18 operations, at an MFU of 30% 0.9 hours
+
+No GPU was there to measure its MFU; 30% is assumed. Without --dry_run it trains, with --coordinator (beyond/gpu.py) on
+several machines, which all need the corpus, and one folder for the model that all of them see.
 """
 
 import functools
 import hashlib
 import json
 import os
-import re
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, files, style, tokenizer, variant
-from beyond.fit import check_settings, check_state, finish, fit, muon_and_adamw, spread
-from encoder import BYTE_TO_CHAR, Encoder
+from beyond import checkpoint, corpus, files, gpu, plan, precision, style, variant
+from beyond.fit import check_divides, check_settings, fit, is_process_0, muon_and_adamw
+from beyond.parallel import all_devices, put_rows, split
+from beyond.rows import check_length, from_corpus, from_text, row_maker
+from beyond.state import check_state, finish
 import gpt2
 import utils
 
-model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
+
+def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; c_attn has axes for q, k, v and for heads here
+    return jnp.tensordot(x, w, 1) + b
+
+
+model = variant(gpt2, np=jnp, linear=linear)  # gpt2.py with the NumPy of JAX
 
 SIZES = {
     "n_vocab": (257, 10**7),
@@ -36,6 +59,9 @@ SIZES = {
     "n_head": (1, 10**4),
     "n_layer": (1, 10**4),
 }
+PLACE = {  # where it runs and what it is called, which does not decide what comes out
+    "text", "model_size", "models_dir", "rematerialize", "micro_batch_size",
+    "mesh", "coordinator", "n_processes", "process_id", "dry_run"}  # fmt: skip
 
 # --- the model while it learns ---
 
@@ -71,32 +97,48 @@ def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
     return token_losses(params, inputs, n_head, model).mean()
 
 
-def held_out_loss(params, ids, n_head, stride, batch_size=8):
+def learner(dtype="float32", dropped=True, rematerialize=False):
+    """The model as it learns: with dropout or without, and as beyond/precision.py makes it."""
+    is_half = dtype == "bfloat16"
+    learning = precision.in_bfloat16(model) if is_half else model
+    if dropped:
+        learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
+    learning = precision.rematerialized(learning) if rematerialize else learning
+    return precision.with_projection_in_bfloat16(learning) if is_half else learning
+
+
+def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
     """The mean loss of ids[1:] in nats, each scored once, in windows of n_ctx tokens that begin every stride tokens.
 
     ids: n_ctx + 1 or more. Beyond the first window each token sees at least n_ctx - stride tokens before it.
     """
-    n_ctx, n = len(params["wpe"]), len(ids) - 1
+    n_ctx, n, mesh = len(params["wpe"]), len(ids) - 1, mesh or all_devices()
     starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
-    windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)]
     new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
+    windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)
     fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
     windows, new = np.pad(windows, fill), np.pad(new, fill)
-    return (
-        sum(
-            float((_batch_losses(params, spread(windows[i : i + batch_size]), n_head) * new[i : i + batch_size]).sum())
-            for i in range(0, len(windows), batch_size)
-        )
-        / n
+    parts = (
+        put_rows((windows[i : i + batch_size], new[i : i + batch_size]), mesh) for i in range(0, len(new), batch_size)
     )
+    return sum(float(_batch_loss(params, *part, n_head)) for part in parts) / n
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _batch_losses(params, rows, n_head):
-    return jax.vmap(lambda row: token_losses(params, row, n_head))(rows)
+@functools.partial(jax.jit, static_argnums=3)
+def _batch_loss(params, rows, counted, n_head):
+    return (jax.vmap(lambda row: token_losses(params, row, n_head))(rows) * counted).sum()
 
 
 # --- from a text to a folder ---
+
+
+def plain(params):
+    """params with c_attn as a checkpoint has it; the inverse of gpu.by_heads."""
+
+    def reshape(path, array):
+        return array.reshape(*array.shape[:-3], -1) if "c_attn" in jax.tree_util.keystr(path) else array
+
+    return jax.tree_util.tree_map_with_path(reshape, params)
 
 
 def save_curve(history, path):
@@ -104,67 +146,24 @@ def save_curve(history, path):
     import matplotlib
     from matplotlib.figure import Figure
 
-    steps, train, held_out = zip(*history)
+    steps, train, held_out, *average = zip(*history)
     with matplotlib.rc_context(style.STYLE):
         figure = Figure(figsize=(6.7, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.plot(steps, train, color=style.BLUE, label="learned from (with dropout)")
         axes.plot(steps, held_out, color=style.ORANGE, label="held out")
+        for found in average:
+            axes.plot(steps, found, color=style.GREEN, label="held out, averaged weights")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.legend()
         about = {"Date": None, "Description": json.dumps(np.array(history).tolist())}
         files.write_whole(path, lambda part: figure.savefig(part, metadata=about))
 
 
-def row_maker(encoder, text, n_ctx, batch_size, left_out):
-    """rows(rng) -> ids [batch_size, n_ctx + 1]: pieces of the text.
-
-    One row in eight begins with a document; documents are what blank lines separate, and in those rows <|endoftext|>
-    comes between them, so that a prompt that begins like a document is continued to that one's end and no further.
-    Half of the rows come from 16 other tokenizations of the text, each with a share left_out of the merges missing:
-    who sees a text cut up differently each time learns less by heart (https://arxiv.org/abs/1910.13267).
-    Raises ValueError if the text has no more than n_ctx tokens.
-    """
-    rng, streams = np.random.default_rng(0), [np.array(encoder.encode(text))]
-    check_length(streams[0], n_ctx, "the text without its last tenth")
-    for _ in range(16):
-        kept = {char: None for char in BYTE_TO_CHAR.values()}  # {token: the merge that makes it}
-        for pair in encoder.bpe_ranks:
-            if pair[0] in kept and pair[1] in kept and rng.random() >= left_out:
-                kept["".join(pair)] = pair
-        other = Encoder({token: encoder.encoder[token] for token in kept}, filter(None, kept.values()))
-        streams.append(np.array(other.encode(text)))
-    end_of_text = encoder.encoder["<|endoftext|>"]
-    documents = [
-        [*encoder.encode(document), end_of_text] for document in re.split(r"\r?\n\r?\n", text) if document
-    ] or [[end_of_text]]
-    begins, ended = np.cumsum([0, *map(len, documents)]), np.concatenate(documents)
-    begins = begins[begins < len(ended) - n_ctx]
-
-    def row(rng):
-        kind = rng.integers(8)
-        if kind == 0 and len(begins):
-            stream, start = ended, rng.choice(begins)
-        else:
-            stream = streams[0 if kind < 4 else rng.integers(1, len(streams))]
-            start = rng.integers(len(stream) - n_ctx)
-        return stream[start : start + n_ctx + 1]
-
-    return lambda rng: np.array([row(rng) for _ in range(batch_size)])
-
-
-def check_length(ids, n_ctx, what):
-    """Raises ValueError unless a row of n_ctx tokens and the one that follows it can be cut from ids."""
-    if len(ids) <= n_ctx:
-        raise ValueError(
-            f"n_ctx={n_ctx} needs {n_ctx + 1} tokens, and {what} has {len(ids)}: give a longer text or a smaller n_ctx"
-        )
-
-
 def main(
     text,
     model_size,
-    n_vocab=1024,
+    n_vocab: int = None,
     n_ctx=256,
     n_embd=192,
     n_head=4,
@@ -176,84 +175,139 @@ def main(
     weight_decay=0.3,
     dropout_rate=0.2,
     left_out=0.1,
+    ema=0.999,
     eval_every=250,
     seed=0,
     models_dir="models",
+    *,
+    dtype="float32",
+    rematerialize=False,
+    micro_batch_size: int = None,
+    mesh: str = None,
+    coordinator: str = None,
+    n_processes=1,
+    process_id=0,
+    dry_run=False,
 ):
     """Trains a GPT-2 on a text, from nothing, and tells its loss on the text's last tenth, which it never learns from.
 
     The folder gets a model's seven files, with the weights that did best on that tenth; held_out.txt, that tenth
-    itself; and loss.svg. After a kill the same command goes on from the last evaluation.
+    itself; and loss.svg. After a kill the same command goes on from the last evaluation, on any number of devices.
 
     Args:
-        text: The path of a UTF-8 text; - reads the standard input.
+        text: The path of a UTF-8 text, - for the standard input, or a folder that beyond.corpus made. Of the latter at
+            most the last 1,048,576 tokens are held out.
         model_size: The name of the new model.
-        n_vocab: Tokens in the vocabulary, 257 or more.
+        n_vocab: Tokens in the vocabulary, 257 or more, by default 1024. A corpus has its own; more are rows without a
+            token, which make their number one that divides: 50304 instead of 50257.
         n_ctx: The longest context, in tokens.
         n_embd: How many numbers represent a token, a multiple of n_head.
         n_head: Attention heads in a block.
         n_layer: Blocks.
         steps: How many updates to make.
         minutes: Instead of steps: about how long to learn, as estimated from the first five updates.
-        batch_size: Rows of n_ctx tokens in an update, a multiple of the number of devices.
+        batch_size: Rows of n_ctx tokens in an update.
         learning_rate: The highest, after the warm-up.
         weight_decay: How much of the blocks' matrices goes at each update, times the learning rate.
         dropout_rate: From 0 to 0.99: how much of the embedding and of each branch is left out while learning.
         left_out: From 0 to 0.99: how many of the merges are left out where half of the text is tokenized differently.
+        ema: From 0 to 0.99999: a moving average of the weights keeps this share of itself at each update, and is saved
+            where it does better than the last weights; 0 for none.
         eval_every: Updates between two evaluations.
         seed: 0 or more: the same seed gives the same weights on the same machine.
         models_dir: The folder for the model's folder.
+        dtype: float32, or bfloat16 for the products alone, which makes them several times faster on GPUs and TPUs.
+        rematerialize: True keeps of a block's activations its input alone and computes them again: less memory, a third
+            more work.
+        micro_batch_size: Rows that a device works on at a time; the gradients of all are summed, so that a batch need
+            not fit into memory. By default 1 on a CPU, elsewhere all.
+        mesh: 4x2: four groups of devices have rows of their own, and two in each share the weights of a model that is
+            too large for one. By default all devices have rows of their own.
+        coordinator: With several processes, HOST:PORT of process 0. All need the same flags and the same models_dir.
+        n_processes: How many there are.
+        process_id: Which one this is, from 0 to n_processes - 1.
+        dry_run: Prints what it would take, on this machine or with --dry_run=H100, A100 or L4 on mesh's devices of that
+            kind, and ends.
     """
-    settings = dict(locals())
-    check_settings(
-        settings,
-        ("steps", "minutes"),
-        **SIZES,
-        minutes=(0.01, 1e6),
-        weight_decay=(0.0, 100.0),
-        dropout_rate=(0.0, 0.99),
-        left_out=(0.0, 0.99),
-    )
-    if (steps is None) == (minutes is None):
-        raise ValueError("give either steps, how many updates to make, or minutes, about how long to learn")
-    if n_embd % n_head:
-        raise ValueError(f"n_embd={n_embd} must be a multiple of {n_head}, n_head")
+    settings = {name: value for name, value in locals().items() if name not in PLACE}
+    check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run)
+    if n_vocab is None:
+        settings["n_vocab"] = len(corpus.load(text)[0].encoder) if os.path.isdir(text) else 1024
+    hparams = {name: settings[name] for name in utils.HPARAMS}
+    if dry_run:
+        flags = steps, minutes, batch_size, mesh, micro_batch_size, dtype, rematerialize, ema
+        return plan.describe(dry_run, hparams, *flags)
+    gpu.join(coordinator, n_processes, process_id)
+    devices = all_devices() if mesh is None else gpu.make_mesh(mesh)
+    gpu.check_heads(n_head, devices)
+    check_divides(batch_size, devices.shape["data"], micro_batch_size)
     utils.check_name(model_size)
-    folder, hparams = os.path.join(models_dir, model_size), {name: settings[name] for name in utils.HPARAMS}
+    folder = os.path.join(models_dir, model_size)
     files.check_new(folder)
-    content = files.read_text(text)
-    settings.update(text=hashlib.sha256(content.encode()).hexdigest(), model_size=None, models_dir=None)
+    content = None if os.path.isdir(text) else files.read_text(text)
+    settings["text"] = hashlib.sha256(content.encode()).hexdigest() if content else corpus.load(text)[2]
     check_state(folder, settings)
-    learned, unseen = content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :]
-    merges = tokenizer.learn(learned, n_vocab)
-    encoder = Encoder(tokenizer.vocabulary(merges), merges)
-    ids = encoder.encode(unseen)
-    check_length(ids, n_ctx, f"the last tenth of {text}, which is to measure with,")
+    encoder, learned, unseen, contents = from_text(content, settings["n_vocab"]) if content else from_corpus(text)
+    utils.check("n_vocab", settings["n_vocab"], len(encoder.encoder), hint="the corpus has as many tokens")
+    check_length(unseen, n_ctx, f"the last tenth of {text}, which is to measure with,")
+    rows = row_maker(encoder, learned, n_ctx, batch_size, left_out, by_blank_lines=content is not None)
+    learning, best = learner(dtype, dropout_rate > 0, rematerialize), {}
 
     def loss(params, row, key):
-        return lm_loss(dropout(params, key, dropout_rate, n_ctx), row, n_head, with_dropout)
+        return lm_loss(dropout(params, key, dropout_rate, n_ctx) if dropout_rate else params, row, n_head, learning)
 
-    def held_out(params):
-        return held_out_loss(params, ids, n_head, n_ctx, batch_size)
+    def held_out(params, stride=n_ctx):
+        return held_out_loss(params, unseen, n_head, stride, batch_size, devices)
 
     def save(params, history):
-        checkpoint.save_model(params, hparams, folder)
-        tokenizer.save(merges, folder)
-        files.write_text(f"{folder}/held_out.txt", unseen)
-        save_curve(history, f"{folder}/loss.svg")
+        best.update(params)
+        if is_process_0():
+            checkpoint.save_model(plain(params), hparams, folder)
+            for name, text in contents.items():
+                files.write_text(f"{folder}/{name}", text)
+            save_curve(history, f"{folder}/loss.svg")
 
-    optimizer = functools.partial(muon_and_adamw, learning_rate=learning_rate, weight_decay=weight_decay)
-    rows = row_maker(encoder, learned, n_ctx, batch_size, left_out)
     history = fit(
-        checkpoint.initial_params(**hparams, seed=seed), loss, rows, held_out, save, optimizer, folder, settings
+        gpu.by_heads(checkpoint.initial_params(**hparams, seed=seed), n_head),
+        loss,
+        rows,
+        held_out,
+        save,
+        functools.partial(muon_and_adamw, learning_rate=learning_rate, weight_decay=weight_decay),
+        folder,
+        settings,
+        mesh=devices,
+        ema=ema,
+        micro_batch_size=micro_batch_size,
+        speed=plan.speed(hparams, batch_size, devices, dtype),
     )
+    found = held_out(split(best, devices), max(1, n_ctx // 4))
+    if not is_process_0():
+        return None
     save_curve(history, f"{folder}/loss.svg")
-    params = utils.load_gpt2_params_from_tf_ckpt(f"{folder}/model.ckpt", hparams)
-    found = held_out_loss(params, ids, n_head, max(1, n_ctx // 4), batch_size)
-    n_chars = len(encoder.decode(ids[1:]))
+    n_chars = len(encoder.decode(unseen[1:][unseen[1:] != encoder.encoder.get("<|endoftext|>")].tolist()))
     finish(folder)
-    return f"{folder}: held-out loss {found:.4f} nats a token, {found * (len(ids) - 1) / n_chars:.4f} a character"
+    return f"{folder}: held-out loss {found:.4f} nats a token, {found * (len(unseen) - 1) / n_chars:.4f} a character"
+
+
+def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
+    """Raises ValueError for a flag that is out of range, or for flags that do not go together."""
+    optional = "n_vocab", "steps", "minutes"
+    shares = {"dropout_rate": (0.0, 0.99), "left_out": (0.0, 0.99), "ema": (0.0, 0.99999)}
+    check_settings(settings, optional, **SIZES, **shares, minutes=(0.01, 1e6), weight_decay=(0.0, 100.0))
+    if micro_batch_size is not None:
+        utils.check("micro_batch_size", micro_batch_size, 1, 10**6)
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
+    if not isinstance(rematerialize, bool):
+        raise ValueError(f"rematerialize={rematerialize!r} must be True or False: write --rematerialize alone")
+    if not isinstance(dry_run, bool) and str(dry_run) not in plan.DEVICES:
+        raise ValueError(f"dry_run={dry_run!r} must be one of {', '.join(plan.DEVICES)}: or write --dry_run alone")
+    if (settings["steps"] is None) == (settings["minutes"] is None):
+        raise ValueError("give either steps, how many updates to make, or minutes, about how long to learn")
+    if settings["n_embd"] % settings["n_head"]:
+        raise ValueError(f"n_embd={settings['n_embd']} must be a multiple of {settings['n_head']}, n_head")
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "model_size", "models_dir")
+    utils.run(main, "text", "model_size", "models_dir", "dtype", "mesh", "coordinator")

@@ -88,11 +88,13 @@ def write_model(folder, hparams, seed=0, scale=0.5):
 
 SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m "not slow" leaves them out
     **dict.fromkeys(
-        ["faults", "finetune", "train", "classify", "kernels", "quantize", "gpu", "benchmark", "tutorial"], [""]
+        ["faults", "finetune", "train", "classify", "kernels", "quantize", "gpu", "benchmark", "tutorial", "parallel"],
+        [""],
     ),
     **dict.fromkeys(["check", "huggingface", "download"], [""]),
     "gpt2": ["runs_under_jax", "cache_changes_nothing"],
     "encoder": ["every_character"],
+    "corpus": ["killed", "processes", "errors", "standard_input"],
     "tokenizer": ["tokenizers_library"],
     "shakespeare": ["held_out_loss", "speech"],
     "batch": ["killed"],

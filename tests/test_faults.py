@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 import sys
 
@@ -22,6 +23,7 @@ from beyond import (
     classify,
     combine,
     complete,
+    corpus,
     evaluate,
     files,
     finetune,
@@ -31,6 +33,7 @@ from beyond import (
     tokenizer,
     train,
 )
+from encoder import Encoder
 import gpt2
 import gpt2_pico
 import utils
@@ -49,6 +52,7 @@ COMMANDS = {
     "evaluate": (evaluate.main, "text"),
     "attention": (attention.main, "prompt"),
     "tokenizer": (tokenizer.main, "text"),
+    "corpus": (corpus.main, "out"),
     "train": (train.main, "text"),
     "finetune": (finetune.main, "data"),
     "classify train": (classify.train, "data"),
@@ -155,6 +159,7 @@ RUNS = {  # a command that writes, and the words that it is called with
     "batch": ["prompts.txt", "new", "--n_tokens_to_generate=3", "--model_size=small", "--models_dir=models"],
     "attention": ["O, my", "--out=new", "--model_size=small", "--models_dir=models"],
     "tokenizer": ["text.txt", "new", "--n_vocab=300"],
+    "corpus": ["text.txt", "--out=new", "--n_vocab=300"],
 }
 LEARNING = ["train", "finetune", "classify train"]
 
@@ -470,8 +475,8 @@ def test_crlf_does_not_hide_the_documents(work):
     counts = []
     for text in TEXT, TEXT.replace("\n", "\r\n"):
         merges = tokenizer.learn(text, 400)
-        encoder = train.Encoder(tokenizer.vocabulary(merges), merges)
-        rows = train.row_maker(encoder, text, 64, 8, 0.1)
+        encoder = Encoder(tokenizer.vocabulary(merges), merges)
+        rows = train.row_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
         rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
         counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
         assert any("\r" in encoder.decode(row) for row in rows.tolist()) == ("\r" in text)
@@ -734,9 +739,9 @@ def test_a_text_that_is_too_short_to_learn_from(work):
         "needs 61 tokens",
         "has ",
     )
-    encoder = train.Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
+    encoder = Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
     with pytest.raises(ValueError, match="n_ctx=9 needs 10 tokens, and the text without its last tenth has 9"):
-        train.row_maker(encoder, "abcabcabc", 9, 1, 0.1)
+        train.row_maker(encoder, np.array(encoder.encode("abcabcabc")), 9, 1, 0.1)
 
 
 @pytest.mark.parametrize("temperature", ["1e-320", "5e-324", "1e-200", "1e308", "1.7976931348623157e308"])
@@ -946,6 +951,7 @@ LIGHT = [
     "evaluate",
     "attention",
     "tokenizer",
+    "corpus",
     "classify predict",
 ]
 
@@ -953,7 +959,8 @@ LIGHT = [
 def all_flags(name):
     import inspect
 
-    return [one for one in inspect.signature(COMMANDS[name][0]).parameters]
+    parameters = inspect.signature(COMMANDS[name][0]).parameters.values()
+    return [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -967,6 +974,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
         "evaluate": {"text": "text.txt", **model},
         "attention": {"prompt": "O, my", "out": "new", **model},
         "tokenizer": {"text": "text.txt", "out": "new", "n_vocab": 300},
+        "corpus": {"out": "new", "n_vocab": 300, "cores": 1},
         "classify predict": {"text": "a", "model_size": "new", "models_dir": "."},
     }
     words = good.get(name, good["gpt2"])
@@ -980,7 +988,10 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
         if flag == "coordinator" and value == "None":
             continue
         status, out, err = found = run(
-            name, *[f"--{one}={text}" for one, text in {**words, flag: value}.items()], stdin=b"O, my"
+            name,
+            *["text.txt"] * (name == "corpus"),
+            *[f"--{one}={text}" for one, text in {**words, flag: value}.items()],
+            stdin=b"O, my",
         )
         said = (flag, value, found)
         assert status in (0, 1) and "Traceback" not in err and "Warning" not in err, said
@@ -989,6 +1000,8 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
             assert 12 < len(err) < 1500, said
         if name == "batch":
             Path("new").unlink(missing_ok=True)
+        if name == "corpus":
+            shutil.rmtree("new", ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -1002,7 +1015,9 @@ def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     monkeypatch.setattr(module, "fit", begin)
     monkeypatch.setattr(module, "mean_loss" if name != "train" else "held_out_loss", lambda *args: 1.0)
     monkeypatch.setattr(
-        module if name == "train" else checkpoint, "row_maker" if name == "train" else "save_folder", lambda *args: None
+        module if name == "train" else checkpoint,
+        "row_maker" if name == "train" else "save_folder",
+        lambda *args, **more: None,
     )
     words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
     for flag, value in itertools.product(all_flags(name), NASTY):
@@ -1194,7 +1209,8 @@ def test_what_comes_is_told_before_it_begins(work):
 def test_every_command_explains_itself(work, name):
     status, out, err = run(name, "--help")
     assert (status, err) == (0, "") and "As for gpt2.py" not in out and "[--FLAG=VALUE ...]" in out.splitlines()[0]
-    blocks = out.split("\n    --")[1:]
+    blocks = re.split(r"\n    --|\n    (?=[A-Z]+ \.\.\.)", out)[1:]
+    blocks = [block for block in blocks if "..." not in block.splitlines()[0]]
     assert [block.partition("=")[0] for block in blocks] == all_flags(name)
     assert all(len(block.splitlines()[2].strip()) > 5 for block in blocks), out
 

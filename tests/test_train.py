@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from beyond import checkpoint, fit, tokenizer, train
+from beyond import checkpoint, fit, state, tokenizer, train
 from encoder import get_encoder
 import gpt2
 import gpt2_pico
@@ -130,7 +130,7 @@ def test_rows_are_pieces_of_the_text(tmp_path):
     end, n = encoder.encoder["<|endoftext|>"], {"document": 0, "other": 0, "plain": 0}
     plain = encoder.encode(TEXT)
     pieces = {tuple(plain[i : i + 33]) for i in range(len(plain) - 32)}
-    rows = train.row_maker(encoder, TEXT, 32, 8, 0.1)
+    rows = train.row_maker(encoder, np.array(plain), 32, 8, 0.1, by_blank_lines=True)
     for row in np.concatenate([rows(np.random.default_rng(i)) for i in range(200)]).tolist():
         assert len(row) == 33
         if end in row:
@@ -143,7 +143,7 @@ def test_rows_are_pieces_of_the_text(tmp_path):
     assert (rows(np.random.default_rng(1)) == rows(np.random.default_rng(1))).all()
     text = "one document " * 50  # without a blank line; and with no merge left out, all rows are cut from one encoding
     plain = encoder.encode(text)
-    for row in train.row_maker(encoder, text, 32, 99, 0)(np.random.default_rng(0)).tolist():
+    for row in train.row_maker(encoder, np.array(plain), 32, 99)(np.random.default_rng(0)).tolist():
         assert any(row == plain[i : i + 33] for i in range(len(plain)))
 
 
@@ -184,7 +184,7 @@ def test_the_best_weights_are_saved(tmp_path):
     history, saved = line(tmp_path, held_out=lambda params: next(scores))
     assert [row[0] for row in history] == [10, 20, 30, 40] and [n for _, n in saved] == [1, 2, 4]
     assert [row[2] for row in history] == [5, 2, 3, 1] and history[-1][1] < history[0][1]
-    fit.finish(tmp_path)
+    state.finish(tmp_path)
     assert not os.listdir(tmp_path)
 
 

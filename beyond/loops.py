@@ -1,0 +1,150 @@
+"""Training loops, measured in the same way on the same shape and rows: ours, and nanoGPT's kind in PyTorch.
+
+    python -m beyond.benchmark --train
+
+compares them, each in a process of its own, in turns; a peer that is not installed is left out. The model in PyTorch is
+GPT-2 from torch.nn's layers, with its own fused attention, and AdamW, as in https://github.com/karpathy/nanoGPT.
+"""
+
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import utils
+
+SHAPE = {"n_vocab": 1024, "n_ctx": 256, "n_embd": 192, "n_head": 6, "n_layer": 6}
+BATCH, STEPS, TURNS = 8, 6, 3
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def batch(step):  # -> ids [BATCH, n_ctx + 1]
+    return np.random.default_rng(step).integers(SHAPE["n_vocab"], size=(BATCH, SHAPE["n_ctx"] + 1))
+
+
+def picogpt(muon=False):
+    """A function of the number of a step that makes it and returns the loss."""
+    import jax
+
+    from beyond import checkpoint, fit, gpu, parallel, train
+
+    mesh = parallel.all_devices()
+    made = (functools.partial(fit.muon_and_adamw, weight_decay=0.1) if muon else fit.adamw)(1000, learning_rate=1e-3)
+    params = parallel.split(gpu.by_heads(checkpoint.initial_params(**SHAPE), SHAPE["n_head"]), mesh)
+    update = fit.updater(lambda params, row, key: train.lm_loss(params, row, SHAPE["n_head"]), made, 0, mesh)
+    kept = params, jax.jit(made.init)(params), None
+
+    def step(i):
+        nonlocal kept
+        kept, loss = update(kept, parallel.put_rows(batch(i).reshape(-1, 1, SHAPE["n_ctx"] + 1), mesh, 1), i)
+        return float(loss)
+
+    return step
+
+
+def pytorch(compiled=False):
+    import torch
+    from torch import nn
+
+    n_embd, n_head = SHAPE["n_embd"], SHAPE["n_head"]
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+            self.c_attn, self.c_proj = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
+            self.mlp = nn.Sequential(
+                nn.Linear(n_embd, 4 * n_embd), nn.GELU(approximate="tanh"), nn.Linear(4 * n_embd, n_embd)
+            )
+
+        def forward(self, x):  # [n_rows, n_seq, n_embd] -> same
+            heads = self.c_attn(self.ln_1(x)).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
+            attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+            x = x + self.c_proj(attended.transpose(1, 2).flatten(2))
+            return x + self.mlp(self.ln_2(x))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(SHAPE["n_vocab"], n_embd), nn.Embedding(SHAPE["n_ctx"], n_embd)
+            self.blocks = nn.Sequential(*(Block() for _ in range(SHAPE["n_layer"])))
+            self.ln_f = nn.LayerNorm(n_embd)
+            for weights in self.wte.weight, self.wpe.weight:
+                nn.init.normal_(weights, std=0.02)
+
+        def forward(self, ids):  # [n_rows, n_seq + 1] -> loss
+            x = self.wte(ids[:, :-1]) + self.wpe(torch.arange(ids.shape[1] - 1))
+            logits = self.ln_f(self.blocks(x)) @ self.wte.weight.T
+            return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99), weight_decay=0.01, fused=True)
+    loss_of = torch.compile(model) if compiled else model
+
+    def step(i):
+        loss = loss_of(torch.from_numpy(batch(i)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+LOOPS = {
+    "PicoGPT, AdamW": picogpt,
+    "PicoGPT, Muon": functools.partial(picogpt, muon=True),
+    "PyTorch, AdamW": pytorch,
+    "PyTorch compiled, AdamW": functools.partial(pytorch, compiled=True),
+}
+
+
+def measure(name):
+    """{"loss": of the first step, "seconds": of a later one} from a process of its own; a text if that fails."""
+    done = subprocess.run([sys.executable, "-m", "beyond.loops", name], cwd=ROOT, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["killed"])[-1]
+
+
+def compare():
+    """A table: tokens a second of each loop, and as a multiple of the first one's in the same turn."""
+    turns = [{name: measure(name) for name in LOOPS} for _ in range(TURNS)]
+    first, lines = (
+        next(iter(LOOPS)),
+        ["| training loop | tokens a second | ratio | loss of the first step |", "|---|---|---|---|"],
+    )
+    for name in LOOPS:
+        found = [(turn[name], turn[first]["seconds"]) for turn in turns if isinstance(turn[name], dict)]
+        if not found:
+            lines.append(f"| {name} | {turns[0][name]} | | |")
+            continue
+        seconds = statistics.median(one["seconds"] for one, _ in found)
+        ratio = statistics.median(ours / one["seconds"] for one, ours in found)
+        lines.append(f"| {name} | {BATCH * SHAPE['n_ctx'] / seconds:,.0f} | {ratio:.2f} | {found[0][0]['loss']:.2f} |")
+    return "\n".join(lines)
+
+
+def main(name):
+    """Measures a training loop and prints JSON.
+
+    Args:
+        name: PicoGPT, AdamW or another one of LOOPS.
+    """
+    if name not in LOOPS:
+        raise ValueError(f"name={name!r} must be one of {'; '.join(LOOPS)}")
+    step, times = LOOPS[name](), []
+    loss = step(0)  # compiles
+    for i in range(1, STEPS):
+        start = time.perf_counter()
+        step(i)
+        times.append(time.perf_counter() - start)
+    return json.dumps({"loss": loss, "seconds": statistics.median(times)})
+
+
+if __name__ == "__main__":
+    utils.run(main, "name")
