@@ -13,6 +13,7 @@ learn well. The loop itself is beyond/fit.py's, which other chapters share.
 
 import functools
 import hashlib
+import json
 import os
 import re
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, files, tokenizer, variant
+from beyond import checkpoint, files, style, tokenizer, variant
 from beyond.fit import check_settings, check_state, finish, fit, muon_and_adamw, spread
 from encoder import BYTE_TO_CHAR, Encoder
 import gpt2
@@ -99,18 +100,20 @@ def _batch_losses(params, rows, n_head):
 
 
 def save_curve(history, path):
-    """Draws the losses by step."""
+    """Draws the losses by step; the file's description is history as JSON, for who wants to draw it otherwise."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     steps, train, held_out = zip(*history)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, train, label="learned from (with dropout)")
-    axes.plot(steps, held_out, label="held out")
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    files.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(6.7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, train, color=style.BLUE, label="learned from (with dropout)")
+        axes.plot(steps, held_out, color=style.ORANGE, label="held out")
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        axes.legend()
+        about = {"Date": None, "Description": json.dumps(history)}
+        files.write_whole(path, lambda part: figure.savefig(part, metadata=about))
 
 
 def row_maker(encoder, text, n_ctx, batch_size, left_out):

@@ -2,169 +2,164 @@
 
     python -m tutorial.figures
 
-writes tutorial/figures/NAME.svg for each function in FIGURES. The background is transparent and the grey of lines and
-letters is as far from white as from GitHub's dark #0d1117, so one file serves both themes. What is drawn, texts and
-numbers, stands in each file's description, too; tests/test_tutorial.py draws all anew and compares that.
+writes tutorial/figures/NAME.svg, and NAME.zh.svg with Chinese words, for each function in FIGURES. Such a function
+gets `say`, which gives its words in one of the languages, and returns the sheet that it has drawn on. What is drawn,
+words and numbers, is in each file's description, too; tests/test_tutorial.py draws all anew and compares that.
 """
 
 import json
 import os
+import warnings
+from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 import numpy as np
 
-from beyond.attention import look
+from beyond.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, STYLE
 import gpt2
+from tutorial.drawing import arrow, bar, box, graph, legend, line, note, row_of, sheet, title, write
+from tutorial.inside import architecture, embeddings, heads, layers, load, mask, names_of, query, split
+from tutorial.labels import CHINESE
 import utils
 
-FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "figures")
-GREY, BLUE, GREEN, ORANGE, PURPLE = "#797979", "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0"
-STYLE = {
-    "font.size": 11,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "axes.titlesize": 11,
-    "axes.titlecolor": GREY,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "savefig.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "PicoGPT",
-    "svg.fonttype": "path",
-    "legend.frameon": False,
-}
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FOLDER = os.path.join(ROOT, "tutorial", "figures")
 
 
-def load():
-    return utils.load_encoder_hparams_and_params("shakespeare", "models")
+# --- input, output, training ---
 
 
-def text_of(encoder, id):
-    """A token as it is shown in a picture: a visible space, a visible line's end."""
-    return encoder.decode([id]).replace(" ", "␣").replace("\n", "\\n")
-
-
-def plain(figure, width, height):
-    """Axes that are a sheet of paper, width x height."""
-    axes = figure.subplots()
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.set_axis_off()
+def loop(say):
+    """The loop that writes a text: tokens go in, probabilities come out, the most probable token joins the text."""
+    encoder, hparams, params = load()
+    ids = encoder.encode("Good morrow, my")
+    axes, n = sheet(232), len(ids)
+    title(axes, 0, 9, say("the text so far"))
+    write(axes, 474, 9, say("probability of the next token"), 10, "right", bold=True)
+    for row in range(4):
+        y = 44 + 54 * row
+        _, end = row_of(axes, 0, y, names_of(ids), [BLUE] * n + [GREEN] * row)
+        probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=hparams["n_head"])[-1])
+        best = np.argsort(-probs, kind="stable")[:3]
+        arrow(axes, (end + 4, y), (312, y))
+        write(axes, (end + 312) / 2, y - 8, "gpt2", 9)
+        for i, (id, name) in enumerate(zip(best, names_of(best))):
+            at, color = y + 15 * (i - 1), GREY if i else GREEN
+            write(axes, 352, at, name, 9, "right")
+            bar(axes, 356, at - 5, 84 * probs[id], 10, color)
+            write(axes, 360 + 84 * probs[id], at, f"{probs[id]:.2f}", 9, "left")
+        if row < 3:
+            arrow(
+                axes, (462, y - 15), (474, y - 15), (474, y + 27), (end + 22, y + 27), (end + 22, y + 42), color=GREEN
+            )
+        ids = [*ids, int(best[0])]
     return axes
 
 
-def box(axes, x, y, width, height, text, color=BLUE, size=11):
-    """A box with white letters; x, y: its middle."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (x - width / 2, y - height / 2),
-            width,
-            height,
-            facecolor=color,
-            edgecolor="none",
-            boxstyle="round,pad=0,rounding_size=0.08",
-            mutation_aspect=1,
-        )
-    )
-    axes.text(x, y, text, color="white", ha="center", va="center", size=size)
-
-
-def arrow(axes, start, end, color=GREY):
-    axes.annotate(
-        "", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
-    )
-
-
-def cells(axes, table, form=None, cmap="viridis", low=None, high=None):
-    """A table as coloured squares, the first row on top, with its numbers if there is a form for them."""
-    table = np.asarray(table, float)
-    mesh = axes.pcolormesh(table, cmap=cmap, vmin=low, vmax=high, edgecolors="face", linewidth=0.2)
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    for (i, j), number in np.ndenumerate(table):
-        if form and np.isfinite(number):
-            red, green, blue, _ = mesh.to_rgba(number)
-            color = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.45 else "white"
-            text = form.format(number if abs(number) >= 0.005 else abs(number))
-            axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=color, size=9)
-
-
-def label_cells(axes, columns, rows, rotation=90):
-    if columns:
-        axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=rotation)
-        axes.xaxis.tick_top()
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
-
-
-# --- the pictures ---
-
-
-def loop():
-    """Section 3: the loop that writes a text."""
-    encoder, hparams, params = load()
-    ids = encoder.encode("Good morrow, my")
-    figure = Figure(figsize=(6.6, 2.6), layout="constrained")
-    axes = plain(figure, 10, 4.2)
-    for row in range(4):
-        y, x = 3.7 - row * 1.05, 0.0
-        for i, id in enumerate(ids):
-            text = text_of(encoder, id)
-            width = 0.3 + 0.14 * len(text)
-            box(axes, x + width / 2, y, width, 0.6, text, BLUE if i < len(ids) - row else GREEN)
-            x += width + 0.08
-        next_id = gpt2.generate(ids, params, hparams["n_head"], 1)[0]
-        arrow(axes, (x + 0.05, y), (7.2, y))
-        axes.text((x + 7.2) / 2, y + 0.1, "gpt2", ha="center", va="bottom")
-        text = text_of(encoder, next_id)
-        width = 0.3 + 0.14 * len(text)
-        box(axes, 7.4 + width / 2, y, width, 0.6, text, GREEN)
-        if row < 3:
-            axes.text(7.6 + width, y, "joins the input", va="center")
-        ids = [*ids, next_id]
-    return figure
-
-
-def sampling():
-    """Section 3: one distribution, and what temperature, top_k and top_p make of it."""
+def sampling(say):
+    """One distribution, and what temperature, top_k and top_p make of it."""
     encoder, hparams, params = load()
     logits = gpt2.gpt2(encoder.encode("My lord, I"), **params, n_head=hparams["n_head"])[-1]
-    order = np.argsort(-logits, kind="stable")[:12]
-    probs = gpt2.softmax(logits)
-    top_k = np.where(np.isin(np.arange(len(probs)), order[:5]), probs, 0)
+    probs, n = gpt2.softmax(logits), 8
     ranked = np.argsort(-probs, kind="stable")
-    kept = ranked[np.cumsum(probs[ranked]) - probs[ranked] < 0.5]
-    top_p = np.where(np.isin(np.arange(len(probs)), kept), probs, 0)
+    before = np.cumsum(probs[ranked]) - probs[ranked]
     panels = [
-        ("temperature 1", probs),
-        ("temperature 0.5", gpt2.softmax(logits / 0.5)),
-        ("temperature 2", gpt2.softmax(logits / 2)),
-        ("top_k 5", top_k / top_k.sum()),
-        ("top_p 0.5", top_p / top_p.sum()),
+        (say("temperature {}", 1), BLUE, probs[ranked]),
+        (say("temperature {}", 0.5), BLUE, gpt2.softmax(logits / 0.5)[ranked]),
+        (say("temperature {}", 2), BLUE, gpt2.softmax(logits / 2)[ranked]),
+        ("top_k 5", GREEN, np.where(np.arange(len(probs)) < 5, probs[ranked], 0)),
+        ("top_p 0.4", GREEN, np.where(before < 0.4, probs[ranked], 0)),
     ]
-    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
-    for axes, (title, values) in zip(figure.subplots(1, 5, sharey=True), panels):
-        axes.barh(range(12), probs[order], color=GREY, alpha=0.35)
-        axes.barh(range(12), values[order], height=0.5, color=BLUE if title.startswith("temp") else GREEN)
-        axes.set_title(title.replace(" ", "\n"))
-        axes.set_yticks(range(12), [text_of(encoder, id) for id in order])
-        axes.set_xlim(0, 0.55)
-        axes.set_xticks([0, 0.5], ["0", "0.5"])
-        axes.tick_params(axis="y", length=0)
-    figure.axes[0].invert_yaxis()
-    figure.supxlabel("probability of the next token (pale: temperature 1)", color=GREY, size=11)
-    return figure
+    axes = sheet(236)
+    for i, name in enumerate([*names_of(ranked[:n]), say("{} others", len(probs) - n)]):
+        write(axes, 62, 40 + 19 * i + 8 * (i == n), name, 9.5, "right")
+    for left, (name, color, values) in zip(range(70, 480, 83), panels):
+        write(axes, left, 14, name.replace(" ", "\n"), 9.5, "left", bold=True)
+        line(axes, (left, 30), (left, 210), width=0.8)
+        old, new = ([*part[:n], part[n:].sum()] for part in (probs[ranked], values / values.sum()))
+        for i, (was, p) in enumerate(zip(old, new)):
+            y = 40 + 19 * i + 8 * (i == n)
+            bar(axes, left, y - 7, 62 * was, 14, PALE)
+            bar(axes, left, y - 4, 62 * p, 8, ORANGE if i == n else color)
+            write(axes, left + 3 + 62 * max(was, p), y, f"{p:.2f}" if p else "0", 8.5, "left")
+    entries = (PALE, say("temperature {}", 1)), (BLUE, say("all can be drawn")), (GREEN, say("cut off, the rest grows"))
+    legend(axes, 70, 225, *entries, (ORANGE, say("all others")))
+    return axes
+
+
+def shift(say):
+    """The targets are the inputs shifted by one, and each place has a loss of its own."""
+    encoder, hparams, params = load()
+    ids = encoder.encode("To be, or not to be, that is the question.")
+    probs = gpt2.softmax(gpt2.gpt2(ids[:-1], **params, n_head=hparams["n_head"]))[np.arange(len(ids) - 1), ids[1:]]
+    losses, names, n = -np.log(probs), names_of(ids), 6
+    axes = sheet(268)
+    for y, text in (
+        (16, say("inputs\nids[:-1]")),
+        (62, "gpt2"),
+        (108, say("targets\nids[1:]")),
+        (142, say("probability")),
+        (200, say("loss")),
+    ):
+        write(axes, 62, y, text, 9.5, "right")
+    box(
+        axes,
+        68 + 62 * n / 2,
+        62,
+        62 * n + 4,
+        26,
+        say("each place sees the tokens up to itself, and no more"),
+        GREY,
+        9.5,
+    )
+    for i in range(n):
+        x = 97 + 62 * i
+        box(axes, x, 16, 46, 22, names[i], BLUE)
+        box(axes, x, 108, 46, 22, names[i + 1], GREEN)
+        arrow(axes, (x, 28), (x, 47))
+        arrow(axes, (x, 76), (x, 95))
+        if i + 1 < n:
+            line(axes, (x + 52, 25), (x + 31, 50), (x + 31, 74), (x + 14, 96), color=GREEN, width=0.9, dashed=True)
+        write(axes, x, 142, f"{probs[i]:.3f}", 9.5)
+        bar(axes, x - 14, 240 - 14 * losses[i], 28, 14 * losses[i], ORANGE)
+        write(axes, x, 232 - 14 * losses[i], f"{losses[i]:.2f}", 9.5)
+    write(axes, 97 + 62 * n - 22, 16, "...", 10, "left")
+    write(axes, 97 + 62 * n - 22, 108, "...", 10, "left")
+    line(axes, (70, 240), (70 + 62 * n, 240), width=0.8)
+    note(axes, 70, 256, say("loss = -ln(probability); its mean over the whole sentence: {:.2f}", losses.mean()))
+    return axes
+
+
+def loss(say):
+    """The loss by step of the model in this repository, on what it learned from and on what was held out."""
+    n_vocab = load()[1]["n_vocab"]
+    steps, train, held_out = history_of(os.path.join(ROOT, "models", "shakespeare", "loss.svg")).T
+    blind, best = np.log(n_vocab), held_out.argmin()
+    axes = sheet(258)
+    inner = graph(axes, 40, 10, 430, 200, xlim=(0, steps[-1] * 1.02), ylim=(2.4, 7.3))
+    inner.plot(steps, train, color=BLUE, lw=1.8)
+    inner.plot(steps, held_out, color=ORANGE, lw=1.8)
+    inner.plot(steps[best], held_out[best], "o", color=ORANGE, ms=6)
+    inner.axhline(blind, color=GREY, lw=1, ls=(0, (4, 3)))
+    note(axes, 50, 38, say("a blind guess: ln({}) = {:.2f}", n_vocab, blind))
+    write(axes, 462, 158, say("kept: step {:g}, {:.2f}", steps[best], held_out[best]), 9.5, "right")
+    write(axes, 255, 234, say("step"))
+    write(axes, 12, 110, say("loss (nats per token)"), 10, angle=90)
+    legend(axes, 40, 250, (BLUE, say("learned from (with dropout)")), (ORANGE, say("held out")))
+    return axes
+
+
+def history_of(path):
+    """[(step, loss learned from, held-out loss)], an array, of a curve that beyond.train has drawn."""
+    description = ElementTree.parse(path).find(".//{http://purl.org/dc/elements/1.1/}description")
+    return np.array(json.loads(description.text))
+
+
+# --- the vocabulary, the files, the answer ---
 
 
 def merge_steps(symbols, ranks):
-    """[(tokens, the merge that made them)] of a word, a merge a step."""
+    """[(tokens, the merge that made them)] of a word, one merge in each step."""
     steps = [(list(symbols), None)]
     while True:
         tokens = steps[-1][0]
@@ -175,63 +170,65 @@ def merge_steps(symbols, ranks):
         steps.append(([*tokens[:i], tokens[i] + tokens[i + 1], *tokens[i + 2 :]], rank))
 
 
-def bpe():
-    """Section 6: the merges of one word."""
-    encoder, _, _ = load()
-    steps = merge_steps("Ġunworthy", encoder.bpe_ranks)
-    figure = Figure(figsize=(6, 0.46 * len(steps) + 0.2), layout="constrained")
-    axes, seen = plain(figure, 9.6, len(steps)), set()
+def bpe(say):
+    """The merges of one word."""
+    steps, seen = merge_steps("Ġunworthy", load()[0].bpe_ranks), set()
+    axes = sheet(30 * len(steps) + 24)
     for row, (tokens, rank) in enumerate(steps):
-        x, y = 0.0, len(steps) - row - 0.5
+        x, y = 0, 15 + 30 * row
         for token in tokens:
             new = len(token) > 1 and (x, token) not in seen
             seen.add((x, token))
-            box(axes, x + 0.31 * len(token), y, 0.62 * len(token) - 0.1, 0.72, token, GREEN if new else BLUE, 12)
-            x += 0.62 * len(token)
-        axes.text(6.1, y, "one symbol a byte" if rank is None else f"merge number {rank}", va="center")
-    return figure
+            width = 33 * len(token)
+            box(axes, x + width / 2, y, width - 4, 23, token.replace("Ġ", "·"), GREEN if new else BLUE, 11)
+            x += width
+        text = say("one symbol per byte") if rank is None else say("merge number {}", rank)
+        write(axes, 312, y, text, 10, "left")
+    note(axes, 0, y + 28, say("· is the space before the word; in vocab.bpe it is written Ġ"))
+    return axes
 
 
-def checkpoint():
-    """Section 6: the data file, tensor by tensor, and one block of it enlarged."""
+def checkpoint(say):
+    """The data file: all arrays end to end, and what one block of it has."""
     _, hparams, params = load()
-    blocks = sorted(range(hparams["n_layer"]), key=str)
-    parts = [(f"h{i}", params["blocks"][i]) for i in blocks] + [(name, params[name]) for name in ("ln_f", "wpe", "wte")]
-    figure = Figure(figsize=(6.6, 3), layout="constrained")
-    axes = plain(figure, 100, 10)
-    total, x = sum(size_of(part) for _, part in parts), 0.0
-    for i, (name, part) in enumerate(parts):
-        width = 100 * size_of(part) / total
-        color = {"wpe": ORANGE, "wte": GREEN, "ln_f": PURPLE}.get(name, (BLUE, "#4a85c8")[i % 2])
-        axes.barh(7.4, width, 1.6, x, color=color)
-        if width > 4:
-            axes.text(x + width / 2, 7.4, name, color="white", ha="center", va="center", size=10)
-        else:  # two of them stand side by side
-            axes.text(x, 8.7, f" {name} ", ha="right" if width < 1 else "left", va="center", size=10)
-        if i == 1:
-            zoom = x, x + width
+    blocks = [(f"h{i}", params["blocks"][i], BLUE) for i in range(hparams["n_layer"])]
+    parts = [*blocks, ("ln_f", params["ln_f"], PURPLE), ("wpe", params["wpe"], GREEN), ("wte", params["wte"], GREEN)]
+    axes, total, x = sheet(226), sum(size_of(part) for _, part, _ in parts), 0
+    title(axes, 0, 9, say("model.ckpt.data: {:,} numbers of 4 bytes, one after the other", total))
+    for name, part, color in parts:
+        width = WIDE * size_of(part) / total
+        bar(axes, x, 24, max(width - 1, 0.8), 32, color)
+        if name != "ln_f":
+            below = 26 * (name == "wpe")  # which is too narrow for its name
+            write(axes, x + width / 2, 40 + below, name, 9.5, color=GREY if below else "white")
+        if name == "h1":
+            line(axes, (x, 58), (0, 100), width=0.8, dashed=True)
+            line(axes, (x + width - 1, 58), (WIDE, 100), width=0.8, dashed=True)
         x += width
-    axes.text(0, 9.6, "byte 0", ha="left", va="center")
-    axes.text(100, 9.6, f"byte {4 * total:,}", ha="right", va="center")
-    for start, end in zip(zoom, (0, 100)):
-        axes.plot([start, end], [6.6, 4.3], color=GREY, lw=0.8)
-    name, block = parts[1]
-    tensors, x = sorted(flat(block)), 0.0
-    for path, array in tensors:
-        width = 100 * array.size / size_of(block)
-        axes.barh(3.5, width, 1.7, x, color=BLUE if path.endswith("w") else ORANGE)
-        if width > 4:
-            axes.text(x + width / 2, 3.5, path.replace("/", "\n", 1), color="white", ha="center", va="center", size=9)
-            shape = " x ".join(map(str, array.shape))
-            axes.text(x + width / 2, 2.1, f"[{shape}]", ha="center", va="center", size=10)
-        x += width
-    axes.text(
-        0,
-        0.7,
-        f"{name}: {len(tensors)} tensors, sorted by name; the thin lines are biases and layer norms",
-        va="center",
-    )
-    return figure
+    block = params["blocks"][1]
+    thin = size_of(block) - sum(array.size for _, array in flat(block) if array.ndim == 2)
+    write(axes, WIDE / 2, 86, say("one block: {:,} numbers", size_of(block)), 10, bold=True)
+    x = 0
+    for branch, color in (("attn", ORANGE), ("mlp", RED)):
+        start = x
+        for name in block[branch]:
+            w = block[branch][name]["w"]
+            width = WIDE * w.size / size_of(block)
+            bar(axes, x, 102, width - 1, 40, color)
+            write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8.5, color="white")
+            x += width
+        share = sum(array.size for _, array in flat(block[branch])) / size_of(block)
+        line(axes, (start, 147), (start, 151), (x - 1, 151), (x - 1, 147), width=0.8)
+        text = say("attention") if branch == "attn" else say("feed-forward network")
+        write(axes, (start + x) / 2, 162, f"{text} {share:.0%}", 9.5)
+    bar(axes, x, 102, WIDE - x, 40, PURPLE)
+    note(axes, 0, 190, say("thin strip at the end: biases and layer norms, {:.1%}", thin / size_of(block)))
+    n_vocab, n_ctx = len(params["wte"]), len(params["wpe"])
+    note(axes, 0, 208, say("wte: one row for each of {:,} tokens; wpe: one for each of {} places", n_vocab, n_ctx))
+    return axes
+
+
+WIDE = 478
 
 
 def flat(tree, path=""):
@@ -245,257 +242,118 @@ def size_of(tree):
     return sum(array.size for _, array in flat(tree))
 
 
-def layers():
-    """Section 7: the small layers."""
-    figure = Figure(figsize=(6.6, 5.6), layout="constrained")
-    (one, two), (three, four) = figure.subplots(2, 2)
-    x = np.linspace(-4, 4, 81)
-    one.plot(x, np.maximum(x, 0), color=GREY, ls="--", label="relu")
-    one.plot(x, gpt2.gelu(x), color=BLUE, lw=2, label="gelu")
-    one.set_title("gelu: a relu with a soft bend")
-    one.legend()
-    logits = np.array([2.0, 1.0, 0.0, -1.0])
-    two.bar(np.arange(4) - 0.2, logits, 0.38, color=GREY, label="logits")
-    two.bar(np.arange(4) + 0.2, gpt2.softmax(logits), 0.38, color=BLUE, label="softmax")
-    for i, p in enumerate(gpt2.softmax(logits)):
-        two.text(i + 0.2, p + 0.05, f"{p:.2f}", ha="center", size=9)
-    two.set_title("softmax: positive, and 1 together")
-    two.set_xticks([])
-    two.legend()
-    rng = np.random.default_rng(0)
-    row = 30 + 8 * rng.standard_normal(2000)
-    for values, color, label in ((row, GREY, "before"), (gpt2.layer_norm(row, 1, 0), BLUE, "after, with g = 1, b = 0")):
-        counts, edges = np.histogram(values, np.arange(-5, 60, 0.5))
-        three.stairs(counts / counts.sum(), edges, fill=True, color=color, label=label, alpha=0.85)
-    three.set_title("layer_norm: mean 0, variance 1")
-    three.set_ylim(0, 0.27)
-    three.legend(loc="upper right")
-    grid = np.stack(np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5)), -1)
-    moved = gpt2.linear(grid, np.array([[1.0, 0.5], [-0.4, 1.2]]), np.array([3.2, 0.6]))
-    for points, color, label in ((grid, GREY, "x"), (moved, BLUE, "x @ w + b")):
-        for lines in points, points.swapaxes(0, 1):
-            for i, line in enumerate(lines):
-                four.plot(*line.T, color=color, lw=1.4, label=label if i == 0 and lines is points else None)
-    four.set_title("linear: turn, stretch, shift")
-    four.set_aspect("equal")
-    four.set_ylim(-1.4, 4)
-    four.legend(loc="upper left", ncols=2)
-    return figure
-
-
-def embeddings():
-    """Section 8: what the model has learned of positions and tokens."""
+def cache(say):
+    """What is computed in each step, without a cache and with one."""
     encoder, hparams, params = load()
-    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    places = np.arange(0, hparams["n_ctx"], hparams["n_ctx"] // 32)
-    cells(left, cosines(params["wpe"][places]), low=-1, high=1, cmap="RdBu_r")
-    left.set_xticks([0.5, 16.5, 31.5], places[[0, 16, 31]])
-    left.set_yticks([0.5, 16.5, 31.5], places[[0, 16, 31]])
-    left.xaxis.tick_top()
-    left.set_title("positions: rows of wpe", pad=24)
-    words = [" king", " queen", " lord", " father", " mother", " I", " he", " you", " is", " was", ",", "."]
-    words = [word for word in words if len(encoder.encode(word)) == 1]
-    cells(right, cosines(params["wte"][[encoder.encode(word)[0] for word in words]]), low=-1, high=1, cmap="RdBu_r")
-    label_cells(right, [word.strip() for word in words], [word.strip() for word in words])
-    right.set_title("tokens: rows of wte", pad=12)
-    bar = figure.colorbar(right.collections[0], ax=[left, right], shrink=0.8)
-    bar.set_label("cosine of two rows")
-    bar.outline.set_visible(False)
-    return figure
+    ids, n, steps = encoder.encode("O, my good"), 4, 4
+    axes, out = sheet(224), names_of(gpt2.generate(ids, params, hparams["n_head"], steps))
+    for left, with_cache in ((66, False), (282, True)):
+        title(axes, left, 9, say("with a cache") if with_cache else say("without a cache"))
+        for step in range(steps):
+            y = 42 + 30 * step
+            for i in range(n + step):
+                old = with_cache and step and i < n + step - 1
+                box(axes, left + 9 + 20 * i, y, 18, 20, str(i), GREY if old else ORANGE, 9)
+            end = left + 20 * (n + step)
+            arrow(axes, (end + 1, y), (end + 13, y))
+            row_of(axes, end + 15, y, [out[step]], GREEN, 9)
+        computed = [n, *[1] * (steps - 1)] if with_cache else range(n, n + steps)
+        text = " + ".join(map(str, computed)) + f" = {sum(computed)}"
+        note(axes, left, 166, say("tokens computed: {}", text))
+    for step in range(steps):
+        note(axes, 0, 42 + 30 * step, say("decode {}", step) if step else say("prefill"))
+    legend(axes, 0, 194, (ORANGE, say("goes through the model")), (GREY, say("its k and v are read from the cache")))
+    prompt = "  ".join(names_of(ids))
+    write(
+        axes,
+        0,
+        214,
+        say("0 to {}: the prompt, {}; green: the token that comes out, and goes in next", n - 1, prompt),
+        9,
+        "left",
+    )
+    return axes
 
 
-def cosines(rows):
-    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows @ rows.T
-
-
-def architecture():
-    """Section 8: the model, and one block of it."""
-    figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    axes = plain(figure, 12, 10.6)
-    box(axes, 2.6, 1.5, 3.6, 0.7, "wte[ids] + wpe[:n_seq]", GREEN, 10)
-    for y, name in ((3.1, "block 0"), (4.2, "block 1"), (6.0, "block n_layer - 1")):
-        box(axes, 2.6, y, 3.6, 0.7, name, BLUE)
-    box(axes, 2.6, 7.4, 3.6, 0.7, "layer_norm, ln_f", PURPLE)
-    box(axes, 2.6, 8.8, 3.6, 0.7, "@ wte.T", GREEN)
-    for start, end in (
-        (0.6, 1.15),
-        (1.85, 2.75),
-        (3.45, 3.85),
-        (4.55, 4.9),
-        (5.25, 5.65),
-        (6.35, 7.05),
-        (7.75, 8.45),
-        (9.15, 9.75),
-    ):
-        arrow(axes, (2.6, start), (2.6, end))
-    axes.text(2.6, 5.08, ". . .", ha="center", va="center")
-    axes.text(2.6, 0.35, "ids [n_seq]", ha="center", va="center")
-    axes.text(2.6, 10.05, "logits [n_seq, n_vocab]", ha="center", va="center")
-    for y in (2.3, 6.7, 8.1):
-        axes.text(2.8, y, "[n_seq, n_embd]", va="center", size=10)
-    axes.plot([4.45, 6.0], [4.55, 9.9], color=GREY, lw=0.8, ls=":")
-    axes.plot([4.45, 6.0], [3.85, 0.7], color=GREY, lw=0.8, ls=":")
-    stream = 7.0
-    arrow(axes, (stream, 0.6), (stream, 10.0))
-    axes.text(stream, 0.35, "x", ha="center", va="center")
-    axes.text(stream, 10.2, "x", ha="center", va="center")
-    axes.text(stream - 0.3, 6.8, "the residual stream", rotation=90, ha="center", va="center")
-    for base, norm, work, color in ((1.0, "ln_1", "mha", ORANGE), (5.6, "ln_2", "ffn", BLUE)):
-        axes.plot([stream, 9.8, 9.8], [base + 0.3, base + 0.3, base + 0.75], color=GREY, lw=1.3)
-        box(axes, 9.8, base + 1.1, 3.0, 0.7, f"layer_norm, {norm}", PURPLE)
-        arrow(axes, (9.8, base + 1.45), (9.8, base + 2.0))
-        says = "tokens look at each other" if work == "mha" else "each token by itself"
-        box(axes, 9.8, base + 2.45, 4.0, 0.9, f"{work}\n{says}", color, 10)
-        axes.plot([9.8, 9.8], [base + 2.9, base + 3.5], color=GREY, lw=1.3)
-        arrow(axes, (9.8, base + 3.5), (stream + 0.25, base + 3.5))
-        box(axes, stream, base + 3.5, 0.5, 0.5, "+", GREY, 13)
-    return figure
-
-
-def mask():
-    """Section 9: the causal mask on five tokens, with real numbers."""
-    encoder, hparams, params = load()
-    ids = encoder.encode("O, my good lord")  # the five tokens of the section
-    x, block = params["wte"][ids] + params["wpe"][: len(ids)], params["blocks"][0]
-    qkv = gpt2.linear(gpt2.layer_norm(x, **block["ln_1"]), **block["attn"]["c_attn"])
-    q, k, _ = qkv.reshape(len(ids), 3, hparams["n_head"], -1)[:, :, 0].swapaxes(0, 1)  # of the first head, [n_seq, d]
-    scores = q @ k.T / q.shape[-1] ** 0.5
-    hidden = 1 - np.tri(len(ids))
-    tables = [
-        ("scores", scores),
-        ("softmax, no mask", gpt2.softmax(scores)),
-        ("softmax of scores + mask", gpt2.softmax(scores + hidden * -1e10)),
-    ]
-    names = [text_of(encoder, id) for id in ids]
-    figure = Figure(figsize=(6.8, 3), layout="constrained")
-    for i, (axes, (title, table)) in enumerate(zip(figure.subplots(1, 3), tables)):
-        low, high = (0, 1) if i else (None, None)  # a softmax fills this range, the scores one of their own
-        cells(axes, np.where(hidden, np.nan, table) if i == 2 else table, "{:.2f}", low=low, high=high)
-        if i == 2:
-            for row, column in np.argwhere(hidden):
-                axes.text(column + 0.5, row + 0.5, "0", ha="center", va="center", size=9)
-        label_cells(axes, names, names if i == 0 else [""] * len(names))
-        axes.set_xlabel(title, labelpad=8)
-        axes.xaxis.set_label_position("bottom")
-    figure.axes[0].set_ylabel("who looks")
-    return figure
-
-
-def heads():
-    """Section 9: of all heads, four that do one thing more than any other head does."""
-    encoder, hparams, params = load()
-    ids = np.array(encoder.encode("ROMEO:\nGood morrow, my lord. Good morrow, my father."))
-    weights, _ = look(ids, params, hparams["n_head"])  # [n_layer, n_head, n_seq, n_seq]
-    spread = -(weights * np.log(weights + 1e-9)).sum(axis=-1)  # the entropy of each row
-    habits = {
-        "looks at the token before": (weights * np.eye(len(ids), k=-1)).sum(axis=-1),
-        "looks at the first token": weights[..., 0],
-        "looks at the token itself": (weights * np.eye(len(ids))).sum(axis=-1),
-        "looks at all alike": spread,
-    }
-    names = [text_of(encoder, id) for id in ids]
-    figure = Figure(figsize=(6.8, 8), layout="constrained")
-    for axes, (habit, score) in zip(figure.subplots(2, 2).flat, habits.items()):
-        score = score[:, :, 1:].mean(axis=-1)  # [n_layer, n_head]; the first token has no choice
-        layer, head = np.unravel_index(score.argmax(), score.shape)
-        cells(axes, np.where(np.tri(len(ids)), weights[layer, head], np.nan), low=0, high=1)
-        label_cells(axes, names, names)
-        axes.tick_params(labelsize=9)
-        axes.set_xlabel(f"block {layer}, head {head}\n{habit}", labelpad=6)
-        axes.xaxis.set_label_position("bottom")
-    bar = figure.colorbar(axes.collections[0], ax=figure.axes, shrink=0.5, location="bottom")
-    bar.set_label("weight")
-    bar.outline.set_visible(False)
-    return figure
-
-
-def cache():
-    """Section 11: what is computed for the fifth token, without and with a cache."""
-    figure = Figure(figsize=(6.2, 2.2), layout="constrained")
-    axes = plain(figure, 14, 4.4)
-    for x, title, old in (
-        (0, "without a cache: all five, again", ORANGE),
-        (8, "with a cache: one, and the rest is read", GREY),
-    ):
-        axes.text(x, 4.0, title, va="center")
-        for row, name in enumerate(("x", "k", "v")):
-            axes.text(x, 3.1 - row * 0.9, name, va="center")
-            for i in range(5):
-                if name == "x" and old == GREY and i < 4:
-                    continue
-                box(axes, x + 1 + i * 0.9, 3.1 - row * 0.9, 0.78, 0.7, str(i), ORANGE if i == 4 else old)
-        axes.text(x, 0.4, "q", va="center")
-        for i in range(5):
-            if i == 4 or old == ORANGE:
-                box(axes, x + 1 + i * 0.9, 0.4, 0.78, 0.7, str(i), ORANGE if i == 4 else old)
-    return figure
-
-
-def quantization():
-    """Section 11: what 8 and 4 bits keep of each weight between the least and the greatest that share a scale."""
+def quantization(say):
+    """What 8 and 4 bits keep of each weight between the least and the greatest that share a scale."""
     _, _, params = load()
     w = np.sort(params["blocks"][0]["mlp"]["c_fc"]["w"][:64, 0])  # 64 inputs of one output
-    figure = Figure(figsize=(6.8, 3), layout="constrained")
-    for axes, bits in zip(figure.subplots(1, 2, sharey=True), (8, 4)):
+    axes = sheet(236)
+    for left, bits in ((44, 8), (276, 4)):
         most = 2 ** (bits - 1) - 1
         scale = np.abs(w).max() / most
-        line = np.linspace(w[0], w[-1], 2000)
-        axes.plot(line, np.rint(line / scale) * scale, color=BLUE, linewidth=1.5)
-        axes.plot(w, np.rint(w / scale) * scale, ".", color=ORANGE, markersize=7)
-        axes.set_title(f"{bits} bits: off by {np.abs(np.rint(w / scale) * scale - w).max():.4f} at most")
-        axes.set_xlabel("weight")
-        axes.set_xticks([-0.04, 0, 0.04, 0.08])
-        axes.label_outer()
-    figure.axes[0].set_ylabel("what is kept")
-    return figure
+        inner = graph(axes, left, 26, 196, 156, xlim=(w[0] - 0.006, w[-1] + 0.006), ylim=(w[0] - 0.006, w[-1] + 0.006))
+        edges = np.arange(np.rint(w[0] / scale), np.rint(w[-1] / scale) + 1)
+        inner.step(np.array([edges - 0.5, edges + 0.5]).T.ravel() * scale, edges.repeat(2) * scale, color=BLUE, lw=1.2)
+        inner.plot(w, np.rint(w / scale) * scale, "o", color=ORANGE, ms=3.5, mew=0)
+        inner.set(xticks=[-0.04, 0, 0.04, 0.08], yticks=[-0.04, 0, 0.04, 0.08])
+        off = np.abs(np.rint(w / scale) * scale - w).max()
+        title(axes, left, 10, say("{} bits: error up to {:.4f}", bits, off))
+        write(axes, left + 98, 208, say("weight"))
+    write(axes, 9, 104, say("what is kept"), 10, angle=90)
+    legend(axes, 44, 228, (ORANGE, say("64 weights that share a scale")), (BLUE, say("all values that can be kept")))
+    return axes
 
 
-FIGURES = [loop, sampling, bpe, checkpoint, layers, embeddings, architecture, mask, heads, cache, quantization]
+FIGURES = [
+    loop,
+    sampling,
+    shift,
+    loss,
+    bpe,
+    checkpoint,
+    layers,
+    architecture,
+    embeddings,
+    query,
+    mask,
+    split,
+    heads,
+    cache,
+    quantization,
+]
 
 
 # --- files ---
 
 
+def chinese(text, *values):
+    return CHINESE[text].format(*values)
+
+
+LANGUAGES = {"": str.format, ".zh": chinese}
+
+
 def drawn(figure):
-    """The texts and numbers in a figure: {"texts": [...], "numbers": [...]}."""
+    """The words and numbers in a figure: {"texts": [...], "numbers": [...]}."""
     texts, numbers = [], []
     for axes in figure.axes:
-        texts += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), *(text.get_text() for text in axes.texts)]
-        for line in axes.lines:
-            numbers += [*line.get_xdata(), *line.get_ydata()]
+        texts += [text.get_text() for text in axes.texts]
+        for one in axes.lines:
+            numbers += [*one.get_xdata(), *one.get_ydata()]
         for patch in axes.patches:
-            if hasattr(patch, "get_x"):  # a bar or a box
-                numbers += [patch.get_x(), patch.get_y(), patch.get_width(), patch.get_height()]
-        for collection in axes.collections:
-            if collection.get_array() is not None:  # a table; its empty cells are masked
-                numbers += np.ma.filled(collection.get_array(), -1).ravel().tolist()
-    return {"texts": [text for text in texts if text], "numbers": [float(f"{number:.3f}") for number in numbers]}
+            numbers += patch.get_path().vertices.ravel().tolist()[:8]
+    return {"texts": texts, "numbers": [float(f"{number:.2f}") for number in numbers]}
 
 
 def draw(folder):
     """Writes all pictures into a folder."""
     os.makedirs(folder, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # from the font that measures; the reader's have them
         for make in FIGURES:
-            figure = make()
-            figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-            figure.savefig(
-                os.path.join(folder, f"{make.__name__}.svg"),
-                metadata={
-                    "Date": None,
-                    "Creator": None,
-                    "Title": make.__doc__,
-                    "Description": json.dumps(drawn(figure)),
-                },
-            )
+            for language, say in LANGUAGES.items():
+                figure = make(say).figure
+                about = {"Title": make.__doc__, "Description": json.dumps(drawn(figure), ensure_ascii=False)}
+                path = os.path.join(folder, f"{make.__name__}{language}.svg")
+                figure.savefig(path, metadata={"Date": None, "Creator": None, **about})
 
 
 def main():
     """Draws the tutorial's pictures into tutorial/figures."""
     draw(FOLDER)
-    return f"{len(FIGURES)} pictures in {FOLDER}"
+    return f"{len(FIGURES)} pictures in {len(LANGUAGES)} languages in {FOLDER}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""How pictures look: colours that can be read on white and on GitHub's dark ground, and words that stay text."""
+
+# the grey is as far from white as from #0d1117; white letters can be read on each of the others
+GREY, PALE = "#797979", "#79797959"  # the latter lets a third of itself be seen, on either ground
+BLUE, GREEN, ORANGE, PURPLE, RED = "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0", "#a83a62"
+STYLE = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    # the first one comes with matplotlib, which measures with it; the reader sees the first that is there
+    "font.sans-serif": ["DejaVu Sans", "Arial", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC"],
+    "text.color": GREY,
+    "text.parse_math": False,
+    "axes.labelcolor": GREY,
+    "axes.edgecolor": GREY,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.hashsalt": "PicoGPT",
+    "svg.fonttype": "none",
+}

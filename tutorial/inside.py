@@ -1,0 +1,290 @@
+"""The tutorial's pictures of what is inside the model; tutorial/figures.py has the others and writes them all."""
+
+import functools
+import itertools
+import os
+
+import numpy as np
+
+from beyond.attention import look
+from beyond.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED
+import gpt2
+from tutorial.drawing import HEADS, SIGNED, arrow, bar, box, line, note, scale, sheet, table, title, write
+import utils
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LINE, LAYER, HEAD = "O, my good lord", 4, 1  # five tokens, and a head that looks at those just before
+
+
+@functools.cache
+def load():
+    return utils.load_encoder_hparams_and_params("shakespeare", os.path.join(ROOT, "models"))
+
+
+def names_of(ids):
+    """Tokens as they are shown in a picture: · is a space, \\n the end of a line."""
+    return [load()[0].decode([int(id)]).replace(" ", "·").replace("\n", "\\n") for id in ids]
+
+
+@functools.cache
+def one_head():
+    """(names, q, k, v) of the tokens of LINE in one head; q, k, v [n_seq, d]."""
+    encoder, hparams, params = load()
+    ids = encoder.encode(LINE)
+    x = params["wte"][ids] + params["wpe"][: len(ids)]
+    for block in params["blocks"][:LAYER]:
+        x = gpt2.transformer_block(x, **block, n_head=hparams["n_head"])
+    block = params["blocks"][LAYER]
+    qkv = gpt2.linear(gpt2.layer_norm(x, **block["ln_1"]), **block["attn"]["c_attn"])
+    return names_of(ids), *qkv.reshape(len(ids), 3, hparams["n_head"], -1)[:, :, HEAD].swapaxes(0, 1)
+
+
+def label(axes, x, y, names, width, height, size=9, angle=0):
+    """The names of a table's columns, above it, and of its rows, on its left."""
+    for i, name in enumerate(names):
+        at = x + (i + 0.5) * width
+        write(axes, at, y - (4 if angle else 9), name, size, "left" if angle else "center", angle=angle)
+        write(axes, x - 5, y + (i + 0.5) * height, name, size, "right")
+
+
+def grid(axes, x, y, texts, width, height):
+    """A table without colours; a cell that is empty is not drawn."""
+    for (i, j), text in np.ndenumerate(texts):
+        if text:
+            bar(axes, x + width * j, y + height * i, width, height, "none", GREY)
+            write(axes, x + width * (j + 0.5), y + height * (i + 0.5), text, 8.5)
+
+
+# --- the layers and the architecture ---
+
+
+def panel(axes, x, y, name, text, before, after, dashed=()):
+    """Numbers before and after a layer, as bars; dashed: others for comparison."""
+    title(axes, x, y + 8, name)
+    note(axes, x, y + 24, text)
+    zero, unit = y + 92, 19
+    for left, values, color in ((x, before, PALE), (x + 128, after, BLUE)):
+        for i, value in enumerate(values):
+            bar(axes, left + 24 * i, zero - unit * max(value, 0), 18, unit * abs(value), color)
+            at = zero - unit * value - (7 if value >= 0 else -8)
+            write(axes, left + 24 * i + 9, at, f"{round(float(value), 2) + 0:g}", 8.5)
+        line(axes, (left - 2, zero), (left + 24 * len(values) - 4, zero), width=0.8)
+    for i, value in enumerate(dashed):
+        line(axes, (x + 126 + 24 * i, zero - unit * value), (x + 148 + 24 * i, zero - unit * value), dashed=True)
+    arrow(axes, (x + 102, y + 78), (x + 120, y + 78))
+
+
+def layers(say):
+    """The four small layers, each given the same four numbers."""
+    axes, x = sheet(286), np.array([2.0, 1.0, 0.0, -1.0])
+    w, b = np.array([[0.5, 0.0, -1.0], [0.0, 1.0, 0.5], [1.0, 1.0, 0.0], [-0.5, 0.0, 0.5]]), np.array([0.0, 1.0, 0.5])
+    panel(axes, 4, 0, "linear", say("each result: a weighted sum of all, plus b"), x, gpt2.linear(x, w, b))
+    panel(axes, 254, 0, "gelu", say("each number by itself; dashed: relu"), x, gpt2.gelu(x), np.maximum(x, 0))
+    panel(axes, 4, 148, "softmax", say("all positive, and they sum to 1"), x, gpt2.softmax(x))
+    panel(axes, 254, 148, "layer_norm", say("mean 0, variance 1 (g = 1, b = 0)"), x, gpt2.layer_norm(x, 1, 0))
+    return axes
+
+
+def architecture(say):
+    """The model, and one block of it, to be read from the bottom to the top."""
+    axes, x, stream = sheet(410), 92, 266
+    for y, text in ((400, "ids  [n_seq]"), (14, "logits  [n_seq, n_vocab]")):
+        write(axes, x, y, text)
+        write(axes, stream, y, "x  [n_seq, n_embd]")
+    for y, color, text in (
+        (352, GREEN, say("embeddings") + "\nwte[ids] + wpe[:n_seq]"),
+        (128, PURPLE, say("final layer norm") + "\nln_f"),
+        (74, GREEN, say("projection onto the vocabulary") + "\n@ wte.T"),
+    ):
+        box(axes, x, y, 168, 34, text, color, 9.5)
+    for shift, color in ((12, "#a3bfe2"), (6, "#6b97cf"), (0, BLUE)):  # blocks one upon the other
+        box(axes, x + shift, 244 - shift, 144, 96, "", color)
+    box(
+        axes,
+        x,
+        244,
+        144,
+        96,
+        say("block × n_layer") + "\n\n" + say("the same layers, each\nwith its own parameters"),
+        size=9.5,
+    )
+    for start, end in ((390, 371), (334, 294), (182, 147), (110, 93), (56, 24)):
+        arrow(axes, (x, start), (x, end))
+    for y in (314, 166):
+        write(axes, x + 6, y, "[n_seq, n_embd]", 9, "left")
+    line(axes, (x + 88, 186), (226, 26), width=0.8, dashed=True)
+    line(axes, (x + 76, 292), (226, 386), width=0.8, dashed=True)
+    arrow(axes, (stream, 390), (stream, 24))
+    write(axes, stream - 12, 148, say("residual stream"), 9.5, angle=90)
+    for y, norm, work, says, color in (
+        (206, "ln_1", say("multi-head attention"), say("mha: tokens look at each other"), ORANGE),
+        (34, "ln_2", say("feed-forward network"), say("ffn: each token by itself"), RED),
+    ):
+        arrow(axes, (stream, y + 156), (392, y + 156), (392, y + 136))
+        box(axes, 392, y + 120, 130, 28, say("layer norm") + f"  {norm}", PURPLE)
+        arrow(axes, (392, y + 106), (392, y + 88))
+        box(axes, 392, y + 65, 172, 44, f"{work}\n{says}", color, 9.5)
+        arrow(axes, (392, y + 43), (392, y + 16), (stream + 12, y + 16))
+        box(axes, stream, y + 16, 22, 22, "+", GREY, 14)
+    return axes
+
+
+# --- embeddings ---
+
+
+def cosines(rows):
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows @ rows.T
+
+
+def embeddings(say):
+    """What the model has learned of positions and tokens."""
+    encoder, hparams, params = load()
+    places = np.arange(0, hparams["n_ctx"], 8)
+    words = [" king", " queen", " lord", " father", " mother", " I", " he", " you", " is", " was", ",", "."]
+    ids = [encoder.encoder[word.replace(" ", "Ġ")] for word in words]
+    axes = sheet(304)
+    title(axes, 34, 9, say("positions: every eighth row of wpe"))
+    table(axes, 34, 68, cosines(params["wpe"][places]), 6, 6, colors=SIGNED, low=-1)
+    for i, place in list(enumerate(places))[::8]:
+        write(axes, 37 + 6 * i, 59, place, 9)
+        write(axes, 29, 71 + 6 * i, place, 9, "right")
+    title(axes, 286, 9, say("tokens: rows of wte"))
+    table(axes, 286, 68, cosines(params["wte"][ids]), 16, 16, colors=SIGNED, low=-1)
+    label(axes, 286, 68, names_of(ids), 16, 16, angle=60)
+    scale(axes, 34, 278, -1, 1, SIGNED)
+    note(axes, 146, 282, say("cosine of two rows: 1 alike, 0 unrelated, -1 opposite"))
+    return axes
+
+
+# --- attention ---
+
+
+def query(say):
+    """One query: its scores with all keys, their softmax, and the sum of all values with these weights."""
+    names, q, k, v = one_head()
+    scores = k @ q[-1] / q.shape[-1] ** 0.5
+    weights, best = gpt2.softmax(scores), names[scores.argmax()]
+    axes, top, step = sheet(262), 62, 29
+    for x, text in (
+        (40, say("query")),
+        (125, say("keys")),
+        (186, say("score\nq @ k / √d")),
+        (262, say("weight\nsoftmax")),
+        (402, say("value\nfirst 4 of {} numbers", v.shape[1])),
+    ):
+        write(axes, x, 20, text, 9.5)
+    box(axes, 40, top + 2 * step, 56, 26, names[-1], ORANGE)
+    for i, name in enumerate(names):
+        y = top + step * i
+        arrow(axes, (70, top + 2 * step), (96, y))
+        box(axes, 125, y, 54, 22, name, BLUE)
+        write(axes, 200, y, f"{scores[i]:.2f}", 10, "right")
+        bar(axes, 222, y - 8, 60 * weights[i], 16, ORANGE)
+        write(axes, 226 + 60 * weights[i], y, f"{weights[i]:.2f}", 10, "left")
+        write(axes, 316, y, "×")
+        table(axes, 330, y - 11, [v[i, :4]], 36, 22, "{:.2f}", SIGNED, -3, 3)
+    line(axes, (330, y + 17), (474, y + 17), width=0.8)
+    y += 36
+    write(axes, 240, y, say("sum = {:.0f}", weights.sum()), 9.5)
+    write(axes, 323, y, "=", 10, "right")
+    table(axes, 330, y - 11, [(weights @ v)[:4]], 36, 22, "{:.2f}", SIGNED, -3, 3)
+    text = say(
+        '{} gets {:.2f} times the value of "{}", and a little of each other value', names[-1], weights.max(), best
+    )
+    note(axes, 12, y + 32, text)
+    return axes
+
+
+def mask(say):
+    """The causal mask on five tokens, with real numbers of one head."""
+    names, q, k, _ = one_head()
+    seen, scores = np.tri(len(names)).astype(bool), q @ k.T / q.shape[-1] ** 0.5
+    weights = np.where(seen, gpt2.softmax(np.where(seen, scores, -1e10)), np.nan)
+    size, axes = (35, 25), sheet(384)
+    left, right, top, bottom = 58, 296, 36, 222
+    title(axes, left, top - 26, say("scores: q @ k.T / √d"))
+    grid(axes, left, top, [[f"{score:.2f}" for score in row] for row in scores], *size)
+    title(axes, right, top - 26, say("+ mask"))
+    grid(axes, right, top, np.where(seen, "0", "-1e10"), *size)
+    title(axes, left, bottom - 26, say("softmax(scores), no mask"))
+    table(axes, left, bottom, gpt2.softmax(scores), *size, "{:.2f}")
+    title(axes, right, bottom - 26, say("softmax(scores + mask)"))
+    table(axes, right, bottom, weights, *size, "{:.2f}")
+    grid(axes, right, bottom, np.where(seen, "", "0"), *size)
+    for x, y in itertools.product((left, right), (top, bottom)):
+        label(axes, x, y, names, *size)
+    scale(axes, 58, 359, 0, 1)
+    note(axes, 168, 363, say("weight; row: the token that looks, column: the one looked at"))
+    return axes
+
+
+def split(say):
+    """How c_attn's result becomes heads, why the order in reshape matters, and how heads are joined."""
+    _, hparams, _ = load()
+    n_head, n_embd = hparams["n_head"], hparams["n_embd"]
+    d, parts, width = n_embd // n_head, [f"{name}{i}" for name in "qkv" for i in range(n_head)], 39.5
+    axes, places = sheet(372), np.arange(3 * n_head)
+    title(axes, 0, 9, say("c_attn gives each token {} numbers: q, k, v of {} heads, {} each", 3 * n_embd, n_head, d))
+    for i, part in enumerate(parts):
+        box(axes, 3 + width * (i + 0.5), 34, width - 3, 24, part, HEADS[i % n_head])
+    for i, name in enumerate("qkv"):
+        left, right = 7 + width * n_head * i, width * n_head * (i + 1) - 1
+        line(axes, (left, 50), (left, 54), (right, 54), (right, 50), width=0.8)
+        write(axes, (left + right) / 2, 64, f"{name}  [n_seq, {n_embd}]", 9)
+    right, wrong = say("right: a head gets its own q, k, v"), say("wrong: same shapes, other contents")
+    for x, shape, says, order, axis in (
+        (0, "(n_seq, 3, n_head, d)", right, places.reshape(3, n_head).T, "(1, 2, 0, 3)"),
+        (250, "(n_seq, n_head, 3, d)", wrong, places.reshape(n_head, 3), "(2, 1, 0, 3)"),
+    ):
+        title(axes, x, 94, f"reshape{shape}")
+        note(axes, x, 110, says)
+        for j, name in enumerate("qkv"):
+            write(axes, x + 84 + 46 * j, 130, say("as {}", name), 9)
+        for i in range(n_head):
+            note(axes, x, 150 + 28 * i, say("head {}", i))
+            for j in range(3):
+                box(axes, x + 84 + 46 * j, 150 + 28 * i, 40, 23, parts[order[i, j]], HEADS[order[i, j] % n_head])
+        write(axes, x, 258, f"transpose{axis}: 3 × [n_head, n_seq, d]", 9, "left")
+    title(axes, 0, 292, say("each head attends for itself; the results go side by side"))
+    for i in range(n_head):
+        box(axes, 24 + 46 * i, 320, 40, 24, say("head {}", i), HEADS[i], 9)
+        bar(axes, 262 + 32 * i, 308, 32, 24, HEADS[i])
+        write(axes, 278 + 32 * i, 320, i, color="white")
+    write(axes, 93, 342, f"{n_head} × [n_seq, {d}]", 9)
+    arrow(axes, (194, 320), (252, 320))
+    write(axes, 326, 342, f"[n_seq, {n_embd}]", 9)
+    arrow(axes, (398, 320), (416, 320))
+    box(axes, 448, 320, 58, 24, "c_proj", GREY)
+    note(axes, 0, 362, f"n_embd = {n_embd}, n_head = {n_head}, d = n_embd / n_head = {d}")
+    return axes
+
+
+def heads(say):
+    """Four heads that look at different things, and how much of their weight goes there."""
+    encoder, hparams, params = load()
+    ids = np.array(encoder.encode("ROMEO:\nGood morrow, my lord.\nI thank you, sir."))
+    weights, _ = look(ids, params, hparams["n_head"])  # [n_layer, n_head, n_seq, n_seq]
+    n, cell, axes = len(ids), 10, sheet(586)
+    before, ends = np.tri(n, k=-1) - np.tri(n, k=-4), np.tile(ids == encoder.encoder["Ċ"], (n, 1))
+    name, even = np.eye(1, n), np.tri(n) / np.arange(1, n + 1)[:, None]  # the name is the first token
+    for i, (layer, head, says, where) in enumerate(
+        (
+            (4, 1, say("the three tokens before"), before),
+            (1, 2, say("ends of lines"), ends),
+            (5, 1, say("the speaker's name"), name),
+            (0, 0, say("all nearly alike"), None),
+        )
+    ):
+        x, y, w = 44 + 246 * (i % 2), 78 + 282 * (i // 2), weights[layer, head]
+        title(axes, x, y - 69, say("block {}, head {}", layer, head))
+        if where is None:
+            numbers = say("to {:.2f} of even", np.abs(w - even)[3:].max())
+        else:  # not of the first three tokens, which have little choice
+            numbers = say("{:.0%} (even: {:.0%})", *((part * where)[3:].sum(axis=1).mean() for part in (w, even)))
+        note(axes, x, y - 55, f"{says}, {numbers}")
+        table(axes, x, y, np.where(np.tri(n), w, np.nan), cell, cell)
+        label(axes, x, y, names_of(ids), cell, cell, 8, angle=90)
+    scale(axes, 44, 562, 0, 1)
+    note(axes, 156, 566, say("weight; row: the token that looks, column: the one looked at"))
+    return axes
