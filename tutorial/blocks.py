@@ -1,20 +1,20 @@
-"""What stands in the tutorial's code blocks is so: this runs them all and writes down what they print.
+"""What the tutorial's code blocks show is so: this runs them all and writes down what they print.
 
     python -m tutorial.blocks
 
 brings README.md and README.zh.md up to date; tests/test_tutorial.py compares without writing.
 
-A block of Python is run, in the order of the page, in one namespace, as in one session of Python that was begun in the
-repository's folder. A block of sh is run by itself. What either prints on the standard output stands in the plain block
-below it; where there is none, a block of Python must print nothing, and a block of sh is not run. A block behind a link
-with a title is not run either, but cut from the file that the link names. The title says what:
+A block of Python is run, in the order of the page, as in a session of Python that is begun anew, in the repository's
+folder, at each heading of level 2. A block of sh is run by itself. What either prints on the standard output is in the
+plain block below it; where there is none, a block of Python must print nothing, and a block of sh is not run. A block
+below a link with a title is not run either, but cut from the file that the link names. The title says what:
 
     [gpt2.py:25-28](../gpt2.py#L25-L28 "def softmax")   a function or a class
     ... "from 'names = ' to 'offsets = '")              from a line with the one text to a line with the other
     ... "between 'names = ' and 'offsets = '")          likewise, but without those two lines
     ... "all of it")                                    the whole file
 
-Behind two such links stands the difference between what they name. The line numbers are written by this program, too.
+Below two such links is the difference between what they name. The line numbers are written by this program, too.
 """
 
 import ast
@@ -27,6 +27,8 @@ import re
 import shlex
 import subprocess
 import sys
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "tutorial" / name for name in ("README.md", "README.zh.md")]
@@ -94,7 +96,7 @@ def run_python(code, number, namespace):
     """What a block of Python prints."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(code, f"block {number} of tutorial/README.md", "exec"), namespace)
+        exec(compile(code, f"block {number} of the section", "exec"), namespace)
     return said.getvalue()
 
 
@@ -109,7 +111,12 @@ def run_sh(code):
 
 
 def bring_up_to_date(page):
-    """The page as it should be. Runs all of it."""
+    """The page as it should be. Runs all of it, each section by itself, as a reader may begin at any of them."""
+    with np.printoptions():
+        return "".join(map(section_up_to_date, re.split(r"^(?=## )", page, flags=re.M)))
+
+
+def section_up_to_date(page):
     blocks, texts, namespace, printed = blocks_of(page), [], {"__name__": "__main__"}, None
     for number, (language, text, links) in enumerate(blocks, 1):
         output_follows = number < len(blocks) and blocks[number][0] == "" and not blocks[number][2]
@@ -120,14 +127,14 @@ def bring_up_to_date(page):
             text = cut(*links[0])
         elif language == "":
             if printed is None:
-                raise ValueError(f"block {number} stands behind nothing that is run: {text}")
+                raise ValueError(f"block {number} is below nothing that is run: {text}")
             text, printed = printed + "\n" * (not printed.endswith("\n")), None
             texts.append(text)
             continue
         elif language == "python":
             printed = run_python(text, number, namespace)
             if bool(printed) != output_follows:
-                raise ValueError(f"block {number} prints {printed!r}, and what it prints must stand below it:\n{text}")
+                raise ValueError(f"block {number} prints {printed!r}, and what it prints must be below it:\n{text}")
         elif language == "sh" and output_follows:
             printed = run_sh(text)
         texts.append(text)
