@@ -1,7 +1,7 @@
 """How pictures look: colours that can be read on white and on GitHub's dark ground, and words that stay text."""
 
 # the grey is as far from white as from #0d1117; white letters can be read on each of the others
-GREY, PALE = "#797979", "#79797959"  # the latter lets a third of itself be seen, on either ground
+GREY, PALE = "#797979", "#79797980"  # the latter is half transparent, so it is pale on either ground
 BLUE, GREEN, ORANGE, PURPLE, RED = "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0", "#a83a62"
 STYLE = {
     "font.size": 10,

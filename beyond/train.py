@@ -112,7 +112,7 @@ def save_curve(history, path):
         axes.plot(steps, held_out, color=style.ORANGE, label="held out")
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.legend()
-        about = {"Date": None, "Description": json.dumps(history)}
+        about = {"Date": None, "Description": json.dumps(np.array(history).tolist())}
         files.write_whole(path, lambda part: figure.savefig(part, metadata=about))
 
 

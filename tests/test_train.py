@@ -288,7 +288,10 @@ def test_training_makes_the_held_out_loss_fall(trained, text):
         f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
         f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n"
     )
-    assert (folder / "new" / "loss.svg").read_text().count("<svg") == 1
+    curve = (folder / "new" / "loss.svg").read_text()
+    assert curve.count("<svg") == 1
+    drawn = json.loads(curve.partition("<dc:description>")[2].partition("</dc:description>")[0])
+    np.testing.assert_allclose(drawn, found)
 
 
 def test_the_folder_is_a_model_as_openais(trained):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gpt2
-from tutorial import blocks, figures
+from tutorial import blocks, drawing, figures
+from tutorial.labels import CHINESE as CHINESE_WORDS
 
 FOLDER = ROOT / "tutorial"
 PAGES = {path.name: path.read_text("utf-8") for path in blocks.PAGES}
@@ -92,8 +93,8 @@ def test_the_sections_are_eleven():
 
 def test_the_two_languages_share_their_blocks():
     assert blocks.blocks_of(CHINESE) == blocks.blocks_of(ENGLISH) and blocks.number_links(CHINESE) == CHINESE
-    pictures = [re.findall(r"!\[[^]]*\]\((.*?)\)", page) for page in PAGES.values()]
-    assert pictures[0] == pictures[1]
+    english, chinese = (re.findall(r"!\[[^]]*\]\((.*?)\)", page) for page in (ENGLISH, CHINESE))
+    assert [re.sub(r"^(figures/.*)\.svg$", r"\1.zh.svg", name) for name in english] == chinese
 
 
 def test_what_the_chinese_page_says_of_chinese(encoder):
@@ -154,6 +155,10 @@ def test_the_commands_have_the_flags_that_are_shown():
         assert program == "python" and set(flags) <= set(inspect.signature(main).parameters), command
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+PICTURES = sorted((FOLDER / "figures").glob("*.svg"))
+
+
 def descriptions(folder):
     """{file: what its description says is drawn}"""
     found = {}
@@ -167,9 +172,69 @@ def test_the_pictures_are_drawn_by_the_command(tmp_path):
     """If this fails after a change that is right: python -m tutorial.figures."""
     figures.draw(tmp_path)
     old, new = descriptions(FOLDER / "figures"), descriptions(tmp_path)
-    assert set(old) == set(new) == set(re.findall(r"\(figures/(.*?)\)", ENGLISH))
+    names = {make.__name__ for make in figures.FIGURES}
+    assert set(old) == set(new) == {f"{name}{language}.svg" for name in names for language in ("", ".zh")}
     for name in old:
-        assert len(old[name]["texts"]) == len(new[name]["texts"]), name
+        assert len(old[name]["texts"]) == len(new[name]["texts"]) > 0, name
         assert all(map(same, old[name]["texts"], new[name]["texts"])), name
         np.testing.assert_allclose(new[name]["numbers"], old[name]["numbers"], atol=2e-3, err_msg=name)
-        assert b"<dc:date>" not in (FOLDER / "figures" / name).read_bytes()
+    figures.draw(tmp_path / "again", [figures.loop])
+    for name in "loop.svg", "loop.zh.svg":
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_each_page_shows_each_picture_in_its_language():
+    for page, language in (ENGLISH, ""), (CHINESE, ".zh"):
+        shown = re.findall(r"\(figures/(.*?)\)", page)
+        assert sorted(shown) == sorted(f"{make.__name__}{language}.svg" for make in figures.FIGURES)
+
+
+def test_the_two_languages_of_a_picture_differ_in_words_only():
+    found = descriptions(FOLDER / "figures")
+    for make in figures.FIGURES:
+        english, chinese = (found[f"{make.__name__}{language}.svg"] for language in ("", ".zh"))
+        assert len(english["texts"]) == len(chinese["texts"]) and chinese != english
+        for a, b in zip(english["texts"], chinese["texts"]):
+            # what is not translated is a token, a number or code
+            assert a.isascii() or not re.search("[一-鿿]", a)
+            if a != b:
+                assert re.search("[一-鿿]", b) and sorted(re.findall(r"\d", a)) == sorted(re.findall(r"\d", b)), (a, b)
+    source = "".join((FOLDER / name).read_text("utf-8") for name in ("figures.py", "inside.py"))
+    assert all(text.replace("\n", "\\n") in source for text in CHINESE_WORDS)  # none is left over
+
+
+def words_of(path):
+    """[(text, left, top, right, bottom)] of a picture, as wide as tutorial.drawing takes it to be; upright ones only."""
+    found = []
+    for element in xml.parse(path).getroot().iter(f"{SVG}text"):
+        style = dict(part.split(": ", 1) for part in element.get("style").split("; "))
+        angle = float(re.match(r"rotate\((\S+)", element.get("transform"))[1])
+        x, y, size = float(element.get("x")), float(element.get("y")), float(style["font-size"].removesuffix("px"))
+        width = drawing.width_of(element.text, size)
+        left = x - width * {"start": 0, "middle": 0.5, "end": 1}[style["text-anchor"]]
+        if angle == 0:
+            found.append((element.text, left, y - 0.75 * size, left + width, y + 0.1 * size))
+    return found
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_the_words_of_a_picture_are_text_that_every_reader_can_see(path):
+    """Latin letters, and what GB 2312 has, which each font for Chinese has; nothing is cut off or written over."""
+    root = xml.parse(path).getroot()
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert len(texts) > 5
+    for char in "".join(texts):
+        assert ord(char) < 0x180 or char.encode("gb2312"), char
+    width, height = map(float, root.get("viewBox").split()[2:])
+    words = words_of(path)
+    for i, (text, left, top, right, bottom) in enumerate(words):
+        assert -0.5 <= left and right <= width + 0.5 and top >= 0 and bottom <= height, text
+        for other, left_, top_, right_, bottom_ in words[:i]:
+            assert min(right, right_) <= max(left, left_) or min(bottom, bottom_) <= max(top, top_), (text, other)
+
+
+def test_the_curve_in_the_article_is_that_of_the_model():
+    steps, _, held_out = figures.history_of(ROOT / "models" / "shakespeare" / "loss.svg").T
+    readme = (ROOT / "models" / "shakespeare" / "README.md").read_text("utf-8")
+    assert len(steps) == int(re.search(r"among (\d+) evaluations", readme)[1])
+    assert steps[held_out.argmin()] == int(re.search(r"the one after (\d+) updates", readme)[1])

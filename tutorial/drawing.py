@@ -7,10 +7,8 @@ white on a colour, so that one file serves both themes. Words stay text in the f
 
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
-from matplotlib.textpath import text_to_path
 import numpy as np
 
 from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE
@@ -22,10 +20,11 @@ SIGNED = LinearSegmentedColormap.from_list("signed", ["#1f5fa8", "#8fb4dc", "#ec
 
 
 def sheet(height):
-    """Axes that are a sheet of paper, WIDTH x height points."""
+    """Axes that are a sheet of paper, WIDTH x height points; their numbers: what has been drawn on them."""
     axes = Figure(figsize=(WIDTH / 72, height / 72)).add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
+    axes.numbers = []
     return axes
 
 
@@ -38,12 +37,10 @@ def graph(axes, x, y, width, height, **limits):
 
 
 def width_of(text, size=10):
-    """How wide a text is, in points; a Chinese character is as wide as it is high."""
-    narrow = "".join(char for char in text if char < "\u2e80")
-    return (
-        size * (len(text) - len(narrow))
-        + text_to_path.get_text_width_height_descent(narrow, FontProperties(size=size), False)[0]
-    )
+    """About how wide a text is, in points: a Chinese character is as wide as it is high, a letter mostly less."""
+    widths = {"ijlI.,:;'!|· ()[]": 0.33, "frt-": 0.4, "mwMW%@": 0.9}
+    known = {char: width for chars, width in widths.items() for char in chars}
+    return size * sum(1 if char > "\u2e80" else known.get(char, 0.61) for char in text)
 
 
 def write(axes, x, y, text, size=10, align="center", color=GREY, bold=False, angle=0):
@@ -75,82 +72,95 @@ def note(axes, x, y, text):
 
 def box(axes, x, y, width, height, text="", color=BLUE, size=10):
     """A box with white words; x, y: its middle."""
-    corner = x - width / 2, y - height / 2
-    shape = FancyBboxPatch(
-        corner, width, height, boxstyle="round,pad=0,rounding_size=3", fc=color, ec="none", zorder=2.5
+    corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=3"
+    axes.add_patch(
+        FancyBboxPatch(corner, width, height, boxstyle=style, fc=color, ec="none", zorder=2.5, clip_on=False)
     )
-    axes.add_patch(shape)
+    axes.numbers += [*corner, width, height]
     write(axes, x, y, text, size, color="white")
+
+
+def polygon(axes, color, *corners, edge="none"):
+    axes.add_patch(Polygon(corners, fc=color, ec=edge, lw=0.8, clip_on=False))
+    axes.numbers += np.ravel(corners).tolist()
 
 
 def bar(axes, x, y, width, height, color=BLUE, edge="none"):
     """A plain rectangle; x, y: its upper left corner."""
-    path = Path([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)], closed=True)
-    axes.add_patch(PathPatch(path, fc=color, ec=edge, lw=0.8))
+    polygon(axes, color, (x, y), (x + width, y), (x + width, y + height), (x, y + height), edge=edge)
 
 
-def row_of(axes, x, y, texts, color=BLUE, size=10, height=19, gap=3):
-    """Tokens as boxes side by side from x on; color may be one for each. Gives (the middles of the boxes, the end)."""
-    middles = []
-    for text, one in zip(texts, [color] * len(texts) if isinstance(color, str) else color):
+def row_of(axes, x, y, texts, colors, size=10):
+    """Tokens as boxes side by side, from x on. Gives the place where they end."""
+    for text, color in zip(texts, colors):
         width = width_of(text, size) + 8
-        box(axes, x + width / 2, y, width, height, text, one, size)
-        middles.append(x + width / 2)
-        x += width + gap
-    return middles, x - gap
+        box(axes, x + width / 2, y, width, 19, text, color, size)
+        x += width + 3
+    return x - 3
 
 
 def line(axes, *points, color=GREY, width=1.2, dashed=False):
     axes.plot(*zip(*points), color=color, lw=width, ls=(0, (3, 2)) if dashed else "-", clip_on=False)
+    axes.numbers += np.ravel(points).tolist()
 
 
 def arrow(axes, *points, color=GREY):
     """A line through the points with a head at the last one."""
     line(axes, *points, color=color)
-    end, before = np.array(points[-1], float), np.array(points[-2], float)
+    before, end = np.array(points[-2:], float)
     along = (end - before) / np.linalg.norm(end - before) * 6
-    side = np.array([-along[1], along[0]]) * 0.5
-    axes.add_patch(
-        PathPatch(Path([end, end - along + side, end - along - side, end], closed=True), fc=color, ec="none")
-    )
+    side = np.array([-along[1], along[0]]) / 2
+    polygon(axes, color, end, end - along + side, end - along - side)
 
 
-def table(axes, x, y, values, width, height, form=None, colors=WEIGHTS, low=0, high=1, size=8.5):
-    """A table of coloured cells from x, y on; what is nan stays empty. With a form, each cell has its number.
+def table(axes, x, y, values, width, height, form=None, colors=WEIGHTS, low=0, high=1):
+    """A table of coloured cells from x, y on; what is nan stays empty. With a form, each cell shows its number.
 
-    Cells of one of 33 shades are one path, which keeps the file small.
+    All cells of one of 33 shades are one path, which keeps the file small.
     """
     values = np.asarray(values, float)
+    axes.numbers += np.nan_to_num(values, nan=-1).ravel().tolist()
     shades = np.rint(np.clip((values - low) / (high - low), 0, 1) * 32)
     for shade in np.unique(shades[np.isfinite(shades)]):
-        cells = [
-            Path(
-                np.array([(j, i), (j + 1, i), (j + 1, i + 1), (j, i + 1), (j, i)]) * (width, height) + (x, y),
-                closed=True,
-            )
-            for i, j in np.argwhere(shades == shade)
-        ]
+        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
+        cells = [Path((corners + (j, i)) * (width, height) + (x, y)) for i, j in np.argwhere(shades == shade)]
         color = to_hex(colors(shade / 32))
-        axes.add_patch(PathPatch(Path.make_compound_path(*cells), fc=color, ec=GREY if form else color, lw=0.4))
+        shape = Path.make_compound_path(*cells)
+        axes.add_patch(PathPatch(shape, fc=color, ec=GREY if form else color, lw=0.4, clip_on=False))
     for (i, j), number in np.ndenumerate(values):
         if form and np.isfinite(number):
             red, green, blue, _ = colors(shades[i, j] / 32)
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.55
+            color = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.55 else "black"
             text = form.format(number if abs(number) >= 0.005 else 0)
-            write(axes, x + (j + 0.5) * width, y + (i + 0.5) * height, text, size, color="white" if dark else "black")
+            write(axes, x + (j + 0.5) * width, y + (i + 0.5) * height, text, 8.5, color=color)
 
 
-def scale(axes, x, y, low, high, colors=WEIGHTS, width=96, height=9):
+def grid(axes, x, y, texts, width, height):
+    """A table without colours; a cell that is empty is not drawn."""
+    for (i, j), text in np.ndenumerate(texts):
+        if text:
+            bar(axes, x + width * j, y + height * i, width, height, "none", GREY)
+            write(axes, x + width * (j + 0.5), y + height * (i + 0.5), text, 8.5)
+
+
+def label(axes, x, y, names, width, height, size=9, angle=0):
+    """The names of a table's columns, above it, and of its rows, on its left."""
+    for i, name in enumerate(names):
+        at = x + (i + 0.5) * width
+        write(axes, at, y - (4 if angle else 9), name, size, "left" if angle else "center", angle=angle)
+        write(axes, x - 5, y + (i + 0.5) * height, name, size, "right")
+
+
+def scale(axes, x, y, low, high, colors=WEIGHTS):
     """The colours of a table, with the numbers at the ends and in the middle."""
-    n = 24
-    table(axes, x, y, [np.linspace(low, high, n)], width / n, height, colors=colors, low=low, high=high)
-    for at in (low, (low + high) / 2, high):
-        write(axes, x + width * (at - low) / (high - low), y + height + 8, f"{at:g}", 8.5)
+    table(axes, x, y, [np.linspace(low, high, 24)], 4, 9, colors=colors, low=low, high=high)
+    for i, number in enumerate((low, (low + high) / 2, high)):
+        write(axes, x + 48 * i, y + 17, f"{number:g}", 8.5)
 
 
-def legend(axes, x, y, *entries, gap=14):
+def legend(axes, x, y, *entries):
     """Pairs (colour, words) in one row from x on."""
     for color, text in entries:
         bar(axes, x, y - 5, 10, 10, color)
         write(axes, x + 14, y, text, 9, "left")
-        x += 14 + width_of(text, 9) + gap
+        x += 28 + width_of(text, 9)

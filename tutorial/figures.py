@@ -7,6 +7,7 @@ gets `say`, which gives its words in one of the languages, and returns the sheet
 words and numbers, is in each file's description, too; tests/test_tutorial.py draws all anew and compares that.
 """
 
+import itertools
 import json
 import os
 import warnings
@@ -38,7 +39,7 @@ def loop(say):
     write(axes, 474, 9, say("probability of the next token"), 10, "right", bold=True)
     for row in range(4):
         y = 44 + 54 * row
-        _, end = row_of(axes, 0, y, names_of(ids), [BLUE] * n + [GREEN] * row)
+        end = row_of(axes, 0, y, names_of(ids), [BLUE] * n + [GREEN] * row)
         probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=hparams["n_head"])[-1])
         best = np.argsort(-probs, kind="stable")[:3]
         arrow(axes, (end + 4, y), (312, y))
@@ -49,9 +50,8 @@ def loop(say):
             bar(axes, 356, at - 5, 84 * probs[id], 10, color)
             write(axes, 360 + 84 * probs[id], at, f"{probs[id]:.2f}", 9, "left")
         if row < 3:
-            arrow(
-                axes, (462, y - 15), (474, y - 15), (474, y + 27), (end + 22, y + 27), (end + 22, y + 42), color=GREEN
-            )
+            back = (474, y - 15), (474, y + 27), (end + 22, y + 27), (end + 22, y + 42)
+            arrow(axes, (462, y - 15), *back, color=GREEN)
         ids = [*ids, int(best[0])]
     return axes
 
@@ -102,16 +102,8 @@ def shift(say):
         (200, say("loss")),
     ):
         write(axes, 62, y, text, 9.5, "right")
-    box(
-        axes,
-        68 + 62 * n / 2,
-        62,
-        62 * n + 4,
-        26,
-        say("each place sees the tokens up to itself, and no more"),
-        GREY,
-        9.5,
-    )
+    text = say("each place sees the tokens up to itself, and no more")
+    box(axes, 68 + 62 * n / 2, 62, 62 * n + 4, 26, text, GREY)
     for i in range(n):
         x = 97 + 62 * i
         box(axes, x, 16, 46, 22, names[i], BLUE)
@@ -190,45 +182,51 @@ def bpe(say):
 
 def checkpoint(say):
     """The data file: all arrays end to end, and what one block of it has."""
+    wide = 478
     _, hparams, params = load()
     blocks = [(f"h{i}", params["blocks"][i], BLUE) for i in range(hparams["n_layer"])]
     parts = [*blocks, ("ln_f", params["ln_f"], PURPLE), ("wpe", params["wpe"], GREEN), ("wte", params["wte"], GREEN)]
     axes, total, x = sheet(226), sum(size_of(part) for _, part, _ in parts), 0
     title(axes, 0, 9, say("model.ckpt.data: {:,} numbers of 4 bytes, one after the other", total))
     for name, part, color in parts:
-        width = WIDE * size_of(part) / total
+        width = wide * size_of(part) / total
         bar(axes, x, 24, max(width - 1, 0.8), 32, color)
         if name != "ln_f":
             below = 26 * (name == "wpe")  # which is too narrow for its name
             write(axes, x + width / 2, 40 + below, name, 9.5, color=GREY if below else "white")
         if name == "h1":
             line(axes, (x, 58), (0, 100), width=0.8, dashed=True)
-            line(axes, (x + width - 1, 58), (WIDE, 100), width=0.8, dashed=True)
+            line(axes, (x + width - 1, 58), (wide, 100), width=0.8, dashed=True)
         x += width
     block = params["blocks"][1]
     thin = size_of(block) - sum(array.size for _, array in flat(block) if array.ndim == 2)
-    write(axes, WIDE / 2, 86, say("one block: {:,} numbers", size_of(block)), 10, bold=True)
+    write(axes, wide / 2, 86, say("one block: {:,} numbers", size_of(block)), 10, bold=True)
     x = 0
     for branch, color in (("attn", ORANGE), ("mlp", RED)):
         start = x
         for name in block[branch]:
             w = block[branch][name]["w"]
-            width = WIDE * w.size / size_of(block)
+            width = wide * w.size / size_of(block)
             bar(axes, x, 102, width - 1, 40, color)
-            write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8.5, color="white")
+            write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8, color="white")
             x += width
         share = sum(array.size for _, array in flat(block[branch])) / size_of(block)
         line(axes, (start, 147), (start, 151), (x - 1, 151), (x - 1, 147), width=0.8)
         text = say("attention") if branch == "attn" else say("feed-forward network")
         write(axes, (start + x) / 2, 162, f"{text} {share:.0%}", 9.5)
-    bar(axes, x, 102, WIDE - x, 40, PURPLE)
-    note(axes, 0, 190, say("thin strip at the end: biases and layer norms, {:.1%}", thin / size_of(block)))
+    bar(axes, x, 102, wide - x, 40, PURPLE)
+    note(
+        axes,
+        0,
+        190,
+        say(
+            "thin strip: all biases and layer norms, {:.1%}; in the file they are between the matrices",
+            thin / size_of(block),
+        ),
+    )
     n_vocab, n_ctx = len(params["wte"]), len(params["wpe"])
     note(axes, 0, 208, say("wte: one row for each of {:,} tokens; wpe: one for each of {} places", n_vocab, n_ctx))
     return axes
-
-
-WIDE = 478
 
 
 def flat(tree, path=""):
@@ -256,7 +254,7 @@ def cache(say):
                 box(axes, left + 9 + 20 * i, y, 18, 20, str(i), GREY if old else ORANGE, 9)
             end = left + 20 * (n + step)
             arrow(axes, (end + 1, y), (end + 13, y))
-            row_of(axes, end + 15, y, [out[step]], GREEN, 9)
+            row_of(axes, end + 15, y, [out[step]], [GREEN], 9)
         computed = [n, *[1] * (steps - 1)] if with_cache else range(n, n + steps)
         text = " + ".join(map(str, computed)) + f" = {sum(computed)}"
         note(axes, left, 166, say("tokens computed: {}", text))
@@ -264,14 +262,7 @@ def cache(say):
         note(axes, 0, 42 + 30 * step, say("decode {}", step) if step else say("prefill"))
     legend(axes, 0, 194, (ORANGE, say("goes through the model")), (GREY, say("its k and v are read from the cache")))
     prompt = "  ".join(names_of(ids))
-    write(
-        axes,
-        0,
-        214,
-        say("0 to {}: the prompt, {}; green: the token that comes out, and goes in next", n - 1, prompt),
-        9,
-        "left",
-    )
+    note(axes, 0, 214, say("0 to {}: the prompt, {}; green: what comes out, and goes in next", n - 1, prompt))
     return axes
 
 
@@ -325,29 +316,23 @@ def chinese(text, *values):
 LANGUAGES = {"": str.format, ".zh": chinese}
 
 
-def drawn(figure):
-    """The words and numbers in a figure: {"texts": [...], "numbers": [...]}."""
-    texts, numbers = [], []
-    for axes in figure.axes:
-        texts += [text.get_text() for text in axes.texts]
-        for one in axes.lines:
-            numbers += [*one.get_xdata(), *one.get_ydata()]
-        for patch in axes.patches:
-            numbers += patch.get_path().vertices.ravel().tolist()[:8]
-    return {"texts": texts, "numbers": [float(f"{number:.2f}") for number in numbers]}
+def drawn(axes):
+    """The words and numbers of a sheet: {"texts": [...], "numbers": [...]}."""
+    curves = [line for graph in axes.figure.axes[1:] for line in graph.lines]
+    numbers = [*axes.numbers, *(number for line in curves for number in [*line.get_xdata(), *line.get_ydata()])]
+    return {"texts": [text.get_text() for text in axes.texts], "numbers": [round(float(x), 3) + 0 for x in numbers]}
 
 
-def draw(folder):
-    """Writes all pictures into a folder."""
+def draw(folder, figures=FIGURES):
+    """Writes pictures into a folder."""
     os.makedirs(folder, exist_ok=True)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # from the font that measures; the reader's have them
-        for make in FIGURES:
-            for language, say in LANGUAGES.items():
-                figure = make(say).figure
-                about = {"Title": make.__doc__, "Description": json.dumps(drawn(figure), ensure_ascii=False)}
-                path = os.path.join(folder, f"{make.__name__}{language}.svg")
-                figure.savefig(path, metadata={"Date": None, "Creator": None, **about})
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the font that measures, not in the reader's
+        for make, (language, say) in itertools.product(figures, LANGUAGES.items()):
+            axes = make(say)
+            about = {"Title": make.__doc__, "Description": json.dumps(drawn(axes), ensure_ascii=False)}
+            path = os.path.join(folder, f"{make.__name__}{language}.svg")
+            axes.figure.savefig(path, metadata={"Date": None, "Creator": None, **about})
 
 
 def main():

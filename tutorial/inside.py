@@ -7,9 +7,9 @@ import os
 import numpy as np
 
 from beyond.attention import look
-from beyond.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED
+from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 import gpt2
-from tutorial.drawing import HEADS, SIGNED, arrow, bar, box, line, note, scale, sheet, table, title, write
+from tutorial.drawing import HEADS, SIGNED, arrow, bar, box, grid, label, line, note, scale, sheet, table, title, write
 import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -39,38 +39,24 @@ def one_head():
     return names_of(ids), *qkv.reshape(len(ids), 3, hparams["n_head"], -1)[:, :, HEAD].swapaxes(0, 1)
 
 
-def label(axes, x, y, names, width, height, size=9, angle=0):
-    """The names of a table's columns, above it, and of its rows, on its left."""
-    for i, name in enumerate(names):
-        at = x + (i + 0.5) * width
-        write(axes, at, y - (4 if angle else 9), name, size, "left" if angle else "center", angle=angle)
-        write(axes, x - 5, y + (i + 0.5) * height, name, size, "right")
-
-
-def grid(axes, x, y, texts, width, height):
-    """A table without colours; a cell that is empty is not drawn."""
-    for (i, j), text in np.ndenumerate(texts):
-        if text:
-            bar(axes, x + width * j, y + height * i, width, height, "none", GREY)
-            write(axes, x + width * (j + 0.5), y + height * (i + 0.5), text, 8.5)
-
-
 # --- the layers and the architecture ---
 
 
-def panel(axes, x, y, name, text, before, after, dashed=()):
-    """Numbers before and after a layer, as bars; dashed: others for comparison."""
+def panel(axes, x, y, name, text, before, after, others=None):
+    """Numbers before and after a layer, as bars; others: what another layer gives, dashed."""
     title(axes, x, y + 8, name)
     note(axes, x, y + 24, text)
     zero, unit = y + 92, 19
-    for left, values, color in ((x, before, PALE), (x + 128, after, BLUE)):
+    high = after if others is None else others
+    for left, values, tops, color in ((x, before, before, GREY), (x + 128, after, high, BLUE)):
+        line(axes, (left - 2, zero), (left + 24 * len(values) - 4, zero), width=0.8)
         for i, value in enumerate(values):
             bar(axes, left + 24 * i, zero - unit * max(value, 0), 18, unit * abs(value), color)
-            at = zero - unit * value - (7 if value >= 0 else -8)
+            at = zero - unit * value + 8 if value < 0 else zero - unit * max(value, tops[i]) - 8
             write(axes, left + 24 * i + 9, at, f"{round(float(value), 2) + 0:g}", 8.5)
-        line(axes, (left - 2, zero), (left + 24 * len(values) - 4, zero), width=0.8)
-    for i, value in enumerate(dashed):
-        line(axes, (x + 126 + 24 * i, zero - unit * value), (x + 148 + 24 * i, zero - unit * value), dashed=True)
+    for i, value in enumerate(() if others is None else others):
+        left, height = x + 126 + 24 * i, zero - unit * value
+        line(axes, (left, height), (left + 22, height), dashed=True)
     arrow(axes, (x + 102, y + 78), (x + 120, y + 78))
 
 
@@ -277,12 +263,12 @@ def heads(say):
         )
     ):
         x, y, w = 44 + 246 * (i % 2), 78 + 282 * (i // 2), weights[layer, head]
-        title(axes, x, y - 69, say("block {}, head {}", layer, head))
+        title(axes, x, y - 69, say("block {}, head {}: ", layer, head) + says)
         if where is None:
-            numbers = say("to {:.2f} of even", np.abs(w - even)[3:].max())
+            note(axes, x, y - 55, say("no weight is more than {:.2f} from even", np.abs(w - even)[3:].max()))
         else:  # not of the first three tokens, which have little choice
-            numbers = say("{:.0%} (even: {:.0%})", *((part * where)[3:].sum(axis=1).mean() for part in (w, even)))
-        note(axes, x, y - 55, f"{says}, {numbers}")
+            shares = ((part * where)[3:].sum(axis=1).mean() for part in (w, even))
+            note(axes, x, y - 55, say("{:.0%} of the weight (if even: {:.0%})", *shares))
         table(axes, x, y, np.where(np.tri(n), w, np.nan), cell, cell)
         label(axes, x, y, names_of(ids), cell, cell, 8, angle=90)
     scale(axes, 44, 562, 0, 1)

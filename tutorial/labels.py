@@ -33,8 +33,12 @@ CHINESE = {
     "one block: {:,} numbers": "一个块：{:,} 个数",
     "attention": "注意力",
     "feed-forward network": "前馈网络",
-    "thin strip at the end: biases and layer norms, {:.1%}": "末尾的细条：偏置和层归一化，占 {:.1%}",
-    "wte: one row for each of {:,} tokens; wpe: one for each of {} places": "wte：{:,} 个词元各一行；wpe：{} 个位置各一行",
+    "thin strip: all biases and layer norms, {:.1%}; in the file they are between the matrices": (
+        "细条：全部偏置和层归一化，占 {:.1%}；在文件中，它们位于各矩阵之间"
+    ),
+    "wte: one row for each of {:,} tokens; wpe: one for each of {} places": (
+        "wte：{:,} 个词元各一行；wpe：{} 个位置各一行"
+    ),
     # layers
     "each result: a weighted sum of all, plus b": "每个结果：全部输入的加权和，再加 b",
     "each number by itself; dashed: relu": "逐个计算；虚线：relu",
@@ -62,7 +66,9 @@ CHINESE = {
     "weight\nsoftmax": "权重\nsoftmax",
     "value\nfirst 4 of {} numbers": "值\n{} 个数中的前 4 个",
     "sum = {:.0f}": "总和 = {:.0f}",
-    '{} gets {:.2f} times the value of "{}", and a little of each other value': "{} 得到 {:.2f} 份“{}”的值，以及其他值各一点",
+    '{} gets {:.2f} times the value of "{}", and a little of each other value': (
+        "{} 得到 {:.2f} 份“{}”的值，以及其他值各一点"
+    ),
     # mask
     "scores: q @ k.T / √d": "分数：q @ k.T / √d",
     "+ mask": "+ 因果掩码",
@@ -70,20 +76,22 @@ CHINESE = {
     "softmax(scores + mask)": "softmax(分数 + 掩码)",
     "weight; row: the token that looks, column: the one looked at": "权重；行：查询的词元，列：被查看的词元",
     # split
-    "c_attn gives each token {} numbers: q, k, v of {} heads, {} each": "c_attn 给每个词元 {} 个数：{} 个头的 q、k、v，各 {}",
+    "c_attn gives each token {} numbers: q, k, v of {} heads, {} each": (
+        "c_attn 给每个词元 {} 个数：{} 个头的 q、k、v，各 {}"
+    ),
     "right: a head gets its own q, k, v": "正确：每个头得到自己的 q、k、v",
     "wrong: same shapes, other contents": "错误：形状相同，内容不对",
     "as {}": "作为 {}",
     "head {}": "头 {}",
     "each head attends for itself; the results go side by side": "每个头各自计算注意力，结果并排拼接",
     # heads
-    "block {}, head {}": "块 {}，头 {}",
+    "block {}, head {}: ": "块 {}，头 {}：",
     "the three tokens before": "前三个词元",
     "ends of lines": "行末",
     "the speaker's name": "说话人的名字",
     "all nearly alike": "几乎一视同仁",
-    "{:.0%} (even: {:.0%})": "{:.0%}（均匀时 {:.0%}）",
-    "to {:.2f} of even": "与均匀相差至多 {:.2f}",
+    "{:.0%} of the weight (if even: {:.0%})": "占权重的 {:.0%}（均匀分配时为 {:.0%}）",
+    "no weight is more than {:.2f} from even": "各权重与均匀分配相差至多 {:.2f}",
     # cache
     "without a cache": "没有缓存",
     "with a cache": "有缓存",
@@ -92,7 +100,9 @@ CHINESE = {
     "prefill": "预填充",
     "goes through the model": "经过模型计算",
     "its k and v are read from the cache": "从缓存读取它的 k 和 v",
-    "0 to {}: the prompt, {}; green: the token that comes out, and goes in next": "0 到 {}：提示 {}；绿色：输出的词元，下一步的输入",
+    "0 to {}: the prompt, {}; green: what comes out, and goes in next": (
+        "0 到 {}：提示 {}；绿色：输出的词元，下一步的输入"
+    ),
     # quantization
     "{} bits: error up to {:.4f}": "{} 位：误差至多 {:.4f}",
     "weight": "权重",
