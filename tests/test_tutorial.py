@@ -178,6 +178,7 @@ def test_the_pictures_are_drawn_by_the_command(tmp_path):
         assert len(old[name]["texts"]) == len(new[name]["texts"]) > 0, name
         assert all(map(same, old[name]["texts"], new[name]["texts"])), name
         np.testing.assert_allclose(new[name]["numbers"], old[name]["numbers"], atol=2e-3, err_msg=name)
+        assert b"<dc:date>" not in (FOLDER / "figures" / name).read_bytes()
     figures.draw(tmp_path / "again", [figures.loop])
     for name in "loop.svg", "loop.zh.svg":
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
