@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import gpt2
-from tutorial import blocks, drawing, figures
+import gpt2_pico
+from tutorial import blocks, check, drawing, figures, judge
 from tutorial.labels import CHINESE as CHINESE_WORDS
 
 FOLDER = ROOT / "tutorial"
@@ -91,6 +92,103 @@ def test_the_sections_are_eleven():
     assert f"in {len((ROOT / 'gpt2_pico.py').read_text().splitlines())} lines" in ENGLISH
 
 
+def test_the_sections_can_be_read_in_an_hour():
+    """At 4,000 words: sections 1 to 10 without code, outputs, pictures, exercises."""
+    sections = re.split(r"^## ", re.sub(r"^```.*?^```$", "", ENGLISH, flags=re.M | re.S), flags=re.M)[1:11]
+    prose = "".join(section.partition("\n### Exercises\n")[0] for section in sections)
+    prose = re.sub(r"!\[[^]]*\]\([^)]*\)|\]\([^)]*\)", "", prose)
+    assert 3000 < len(prose.split()) <= 4000
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_each_section_ends_with_exercises(name):
+    """Their solutions are blocks of the page, so they are run with it; GitHub folds what is between these lines."""
+    for section in re.split(r"^## ", PAGES[name], flags=re.M)[1:12]:
+        exercises = section.rpartition("\n### ")[2]
+        numbers = re.findall(r"^\*\*(\d)\. [^*]+\*\* ", exercises, re.M)
+        assert numbers == ["1", "2", "3"][: len(numbers)] and len(numbers) >= 2, section[:40]
+        folded = r"^<details>\n<summary>[^<\n]+</summary>\n\n(.*?)\n\n</details>$"
+        solutions = re.findall(folded, exercises, re.M | re.S)
+        assert len(solutions) == len(numbers) == exercises.count("<details>")
+        assert all("```python" in solution for solution in solutions)
+
+
+def test_the_glossary_links_to_where_a_term_is_explained():
+    glossary = ENGLISH.partition("\n## Glossary\n")[2].partition("\n## ")[0]
+    entries = re.findall(r"^- \[(.*?)\]\(#(.*?)\): ", glossary, re.M)
+    assert len(entries) == len(glossary.strip().splitlines()) > 60
+    assert entries == sorted(entries, key=lambda entry: entry[0].lower())
+    parts = {}
+    for part in re.split(r"^(?=##+ )", re.sub(r"^```.*?^```$", "", ENGLISH, flags=re.M | re.S), flags=re.M)[1:]:
+        if not part.startswith("### Exercises"):
+            parts[anchor(part.partition("\n")[0].lstrip("# "))] = part.lower()
+    for terms, link in entries:
+        for term in terms.split(", "):
+            stem = term.lower().removesuffix("ing").removesuffix("ion")
+            assert stem in parts[link], f"{term} is not in {link}"
+
+
+def test_what_the_page_teaches_is_right_by_the_checker(tmp_path):
+    """All functions as the page has them first, with those of gpt2 that they call, but for the loop of section 3."""
+    taught = {}
+    for language, text, _ in blocks.blocks_of(ENGLISH):
+        if language == "python" and "def " in text:
+            for node in ast.parse(text).body:
+                name = getattr(node, "name", "").removeprefix("my_")
+                if name in judge.NAMES and name != "generate":
+                    taught.setdefault(name, ast.get_source_segment(text, node))
+    path = tmp_path / "mine.py"
+    source = "\n\n\n".join(taught.values()).replace("gpt2.", "").replace("def my_", "def ")
+    path.write_text("import numpy as np\n\n\n" + source, "utf-8")
+    found = {finding.function: finding.status for finding, _ in check.check_file(path)}
+    assert found == {**dict.fromkeys(judge.NAMES, "right"), "generate": "to do"}
+
+
+def test_what_the_page_says_of_speed():
+    """Roughly, as another run of the benchmark gives other numbers."""
+    with open(ROOT / "beyond" / "benchmark.json", encoding="utf-8") as file:
+        measured = json.load(file)
+    engines, prose = measured["groups"]["float32"], " ".join(ENGLISH.split())
+    ours, limit = engines["gpt2.py"], engines["the machine's limit"]
+    factors = {what: float(re.match(r"[\d.]+", ratio)[0]) for what, ratio, _ in measured["more"] if ratio}
+    for pattern, expected in (
+        (r"about ([\d.]+) times as long as it takes to read all weights", ours["decode 10"] / limit["decode 10"]),
+        (r"1000 tokens as long as some (\d+) tokens one by one", ours["prefill 1000"] / ours["decode 10"]),
+        (r"repeats itself came about ([\d.]+) times as fast", factors["lookahead, text that repeats, gpt2.py"]),
+        (r"16 texts together got about ([\d.]+) times", factors["batch of 16, gpt2.py"]),
+    ):
+        (said,) = re.findall(pattern, prose)
+        assert abs(float(said) / expected - 1) < 0.3, (pattern, expected)
+    assert factors["lookahead, text that does not, gpt2.py"] > 0.95  # "and other text no slower"
+
+
+def test_what_the_page_says_of_each_part():
+    with open(FOLDER / "parts.json", encoding="utf-8") as file:
+        losses = {name: part["loss"] for name, part in json.load(file)["parts"].items()}
+    for pattern, before, after in (
+        (r"each token is brings ([\d.]+) nats", "uniform", "counts"),
+        (r"the token before it another ([\d.]+):", "counts", "pairs"),
+        (r"One head brings ([\d.]+),", "positions", "one head"),
+        (r"the feed-forward network ([\d.]+),", "heads", "feed-forward"),
+        (r"four blocks instead of one ([\d.]+)\.\s", "feed-forward", "depth"),
+    ):
+        (said,) = re.findall(pattern, ENGLISH)
+        assert said == f"{losses[before] - losses[after]:.{len(said.partition('.')[2])}f}", pattern
+    assert abs(losses["embeddings"] - losses["pairs"]) < 0.06  # "as well as the table"
+    assert abs(losses["positions"] - losses["embeddings"]) < 0.02  # "alone bring nothing"
+
+
+def test_the_held_out_loss_of_the_exercises():
+    from tutorial import session
+
+    ids = session.encoder.encode((ROOT / "models/shakespeare/held_out.txt").read_text("utf-8")[:2000])[:256]
+    logits = gpt2_pico.gpt2(ids[:-1], **session.params, n_head=session.n_head)
+    expected = np.mean(np.logaddexp.reduce(logits.astype(float), axis=1) - logits[np.arange(255), ids[1:]])
+    assert abs(session.held_out_loss() - expected) < 1e-4
+    assert abs(session.held_out_loss(softmax=lambda x: gpt2.softmax(x)) - expected) < 1e-4
+    assert session.held_out_loss(gelu=lambda x: x) > expected + 1
+
+
 def test_the_two_languages_share_their_blocks():
     assert blocks.blocks_of(CHINESE) == blocks.blocks_of(ENGLISH) and blocks.number_links(CHINESE) == CHINESE
     english, chinese = (re.findall(r"!\[[^]]*\]\((.*?)\)", page) for page in (ENGLISH, CHINESE))
@@ -106,11 +204,13 @@ def test_what_the_chinese_page_says_of_chinese(encoder):
 
 def anchors(path):
     """The anchors that GitHub gives a page's headings."""
-    page, found = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S), []
-    for heading in re.findall(r"^#+ (.*)$", page, re.M):
-        kept = [char for char in heading.lower() if char in "-_ " or unicodedata.category(char)[0] in "LN"]
-        found.append("".join(kept).replace(" ", "-"))
-    return found
+    page = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
+    return [anchor(heading) for heading in re.findall(r"^#+ (.*)$", page, re.M)]
+
+
+def anchor(heading):
+    kept = [char for char in heading.lower() if char in "-_ " or unicodedata.category(char)[0] in "LN"]
+    return "".join(kept).replace(" ", "-")
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))

@@ -112,10 +112,10 @@ def run_sh(code):
 
 def bring_up_to_date(page):
     """The page as it should be. Runs all of it, each section by itself, as a reader may begin at any of them."""
-    with np.printoptions():
-        return "".join(map(section_up_to_date, re.split(r"^(?=## )", page, flags=re.M)))
+    return "".join(map(section_up_to_date, re.split(r"^(?=## )", page, flags=re.M)))
 
 
+@np.printoptions()
 def section_up_to_date(page):
     blocks, texts, namespace, printed = blocks_of(page), [], {"__name__": "__main__"}, None
     for number, (language, text, links) in enumerate(blocks, 1):
