@@ -27,6 +27,7 @@ Two files hold what was learned: encoder.json maps each token to its id, vocab.b
 Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; on bytes: Radford et al. 2019, section 2.2.
 """
 
+from codecs import getincrementaldecoder
 from functools import cached_property, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import chain
@@ -37,8 +38,8 @@ import re
 import regex
 
 # The byte alphabet: the files are text, so each byte needs a character that can be seen. The 188 printable bytes of
-# Latin-1 stand for themselves; the other 68 (controls, the space, 0xAD) take the characters from 256 up: the space
-# is Ġ (288), the newline Ċ (266). The order is that of the first 256 token ids.
+# Latin-1 are written as themselves; the other 68 (controls, the space, 0xAD) take the characters starting at 256: the
+# space is Ġ (288), the newline Ċ (266). The first 256 token ids are in this order.
 PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR.update(zip(sorted(set(range(256)) - set(PRINTABLE)), map(chr, range(256, 324))))
@@ -75,7 +76,7 @@ class Encoder:
         return {id: token for token, id in self.encoder.items()}
 
     @cached_property
-    def bpe_ranks(self):  # {pair: rank}, made when the first word comes that is not a token itself
+    def bpe_ranks(self):  # {pair: rank}, built when the first word that is not a token itself turns up
         pairs = (merge.split() if isinstance(merge, str) else merge for merge in self._merges)
         return {tuple(pair): rank for rank, pair in enumerate(pairs)}
 
@@ -101,6 +102,14 @@ class Encoder:
             raise ValueError(f"token id {error} is not one of the {len(self.decoder)} in the vocabulary") from None
         return bytes([CHAR_TO_BYTE[char] for char in chars]).decode("utf-8", self.errors)
 
+    def decode_stream(self, ids):
+        """Yields decode(ids) in pieces, one for each id as it comes: whole characters, which may take several ids."""
+        decoder = getincrementaldecoder("utf-8")(self.errors)
+        for id in ids:
+            yield decoder.decode(bytes([CHAR_TO_BYTE[char] for char in self.decoder[id]]))
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
     def bpe(self, word):
         """The ids of one word: a tuple of int."""
         symbols = "".join([BYTE_TO_CHAR[byte] for byte in word.encode("utf-8", "surrogateescape")])
@@ -125,7 +134,7 @@ class Encoder:
         while heap:
             _, i, j, k = heappop(heap)  # the tokens from i to j and j to k; of equal ranks the leftmost comes first
             if end[i] != j or end[j] != k:
-                continue  # one of the two has become part of a longer token since
+                continue  # one of the two is part of a longer token by now
             end[i], end[j], start[k - 1] = k, None, i
             if k < n and (rank := rank_of((symbols[i:k], symbols[k : end[k]]))) is not None:
                 heappush(heap, (rank, i, k, end[k]))
@@ -135,15 +144,17 @@ class Encoder:
 
 
 def get_encoder(model_name, models_dir):
-    """The Encoder of models_dir/model_name, from its encoder.json and vocab.bpe (a version line, then the merges).
+    """The Encoder of models_dir/model_name, from encoder.json, {token: id}, and vocab.bpe, one merge per line.
 
-    Raises ValueError unless they are a vocabulary: the tokens, in the byte alphabet, have the ids from 0 up, one each,
-    and the merges make them.
+    vocab.bpe may begin with a line "#version: 0.2". Raises ValueError unless the two are a vocabulary: the tokens, in
+    the byte alphabet, are numbered from 0, one id each, and the merges make them.
     """
     with open(os.path.join(models_dir, model_name, "encoder.json"), encoding="utf-8") as file:
         encoder = json.load(file)
     with open(os.path.join(models_dir, model_name, "vocab.bpe"), encoding="utf-8") as file:
-        merges = file.read().split("\n")[1:]
+        merges = file.read().split("\n")
+    if merges[0].startswith("#version"):
+        del merges[0]
     check_vocabulary(encoder, merges)
     return Encoder(encoder, merges[:-1])
 
@@ -159,7 +170,7 @@ def check_vocabulary(encoder, merges):  # {token: id}, lines
     if strange := set("".join(encoder)).difference(CHAR_TO_BYTE):
         raise ValueError(f"a token of encoder.json has {min(strange)!r}, which is not one of the 256 bytes' characters")
     if merges[-1:] != [""]:
-        raise ValueError("the last line of vocab.bpe has no end: the file was cut short")
+        raise ValueError("vocab.bpe was cut short: its last line has no end")
     if strange := [line for line in merges[:-1] if line.count(" ") != 1]:
         raise ValueError(f"vocab.bpe has the line {strange[0]!r}, which is not two tokens")
     made = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[: len(merges) - 1])

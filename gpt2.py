@@ -15,11 +15,7 @@ import numpy as np
 
 def gelu(x):  # any shape -> same shape
     scale = (2 / np.pi) ** 0.5  # x / 2 * (1 + tanh(scale * (x + 0.044715 * x^3))), https://arxiv.org/abs/1606.08415
-    gate = np.tanh(x * (x * x * (0.044715 * scale) + scale))
-    gate += 1
-    gate *= x
-    gate *= 0.5
-    return gate
+    return (np.tanh(x * (x * x * (0.044715 * scale) + scale)) + 1) * x * 0.5
 
 
 def softmax(x):  # [..., n] -> [..., n], positive, each row sums to 1
@@ -97,51 +93,44 @@ def sample(logits, temperature, top_k, top_p, rng):  # [n_vocab] -> int
     return int(rng.choice(len(probs), p=probs / probs.sum()))
 
 
-def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
-    """The ids that follow the ids in inputs: at most n_tokens_to_generate of them, fewer if the id stop comes up.
+def stream(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
+    """Yields the ids that follow the ids in inputs, one by one: at most n_tokens_to_generate, fewer if stop comes up.
 
     Greedy at temperature 0, else drawn from seed. ValueError if all of them do not fit the context, n_ctx tokens.
     """
-    from tqdm import tqdm
     from utils import check_inputs
 
     check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
     ids, past, rng = list(inputs), 0, np.random.default_rng(seed)
     shape = 2, n_head, len(ids) + n_tokens_to_generate, params["wte"].shape[1] // n_head
     cache = [np.empty(shape, np.float32) for _ in params["blocks"]]
-    for _ in tqdm(range(n_tokens_to_generate), "generating", leave=False, disable=None):
+    for _ in range(n_tokens_to_generate):
         x = hidden_states(ids[past:], **params, n_head=n_head, cache=cache, past=past)  # the prompt, then one by one
         past = len(ids)
         next_id = sample(x[-1] @ params["wte"].T, temperature, top_k, top_p, rng)
         if next_id == stop:
             break
+        yield next_id
         ids.append(next_id)
-    return ids[len(inputs) :]
+
+
+def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
+    """The list of all that stream yields."""
+    return list(stream(inputs, params, n_head, n_tokens_to_generate, temperature, top_k, top_p, seed, stop))
 
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models",
          temperature=0, top_k: int = None, top_p: float = None, seed: int = None):  # fmt: skip
-    """Continues a text with GPT-2 and prints the continuation.
-
-    Args:
-        prompt: The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file;
-            "" begins from nothing. If it begins with a dash, write --prompt="- like this".
-        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
-        model_size: 124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB) or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside this program.
-        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
-        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
-        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
-        seed: Likewise, the same seed, 0 or more, gives the same text. By default another text each time.
-    """
-    from utils import check_options, encode_prompt, load_encoder_hparams_and_params, read_prompt
+    """Continues a text with GPT-2 and prints the continuation."""  # utils.FLAGS says what the arguments mean
+    from utils import check_options, encode_prompt, load_encoder_hparams_and_params, read_prompt, show
 
     options = n_tokens_to_generate, temperature, top_k, top_p, seed
     check_options(*options)
     prompt = read_prompt(prompt)
     encoder, hparams, params = load_encoder_hparams_and_params(model_size, models_dir)
     inputs, end_of_text = encode_prompt(encoder, prompt), encoder.encoder.get("<|endoftext|>")
-    return encoder.decode(generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
+    ids = stream(inputs, params, hparams["n_head"], *options, stop=end_of_text)
+    return show(encoder.decode_stream(ids), n_tokens_to_generate)
 
 
 if __name__ == "__main__":

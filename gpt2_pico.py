@@ -1,7 +1,7 @@
 """GPT-2, greedy, no cache: for each new token the model runs again over all that comes before it."""
 
 import numpy as np
-from utils import check_inputs, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
+from utils import check_inputs, check_numbers, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
 
 
 def softmax(x):
@@ -38,7 +38,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate):
     check_inputs(inputs, params, n_tokens_to_generate)
     ids = list(inputs)
     for _ in range(n_tokens_to_generate):
-        ids += [int(gpt2(ids, **params, n_head=n_head)[-1].argmax())]
+        ids += [int(check_numbers(gpt2(ids, **params, n_head=n_head)[-1]).argmax())]
     return ids[len(inputs) :]
 
 
@@ -47,7 +47,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
     Args:
         prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, from 0 up; with the prompt at most n_ctx (1024).
+        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.
         models_dir: Where the models are; by default models/ beside this program."""
     prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -53,9 +54,10 @@ SHA256 = {  # what can be downloaded: {model_size: {filename: hex digest, where 
     "1558M": {},
 }
 DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # where no digest is known: 4 bytes x parameters
+HUB = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}  # their names on Hugging Face
 
 TIMEOUT = 10, 30  # seconds to connect, and between two reads
-TRIES = 5  # in a row without a single new byte; half a second after the first, twice as long after each further one
+TRIES = 5  # in a row without a single new byte; the wait is half a second after the first, and doubles each time
 RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP answers that may be better next time
 
 
@@ -78,15 +80,23 @@ def download_gpt2_files(model_size, model_dir):
             size = DATA_BYTES.get(model_size) if name == DATA else None
             if (digest or size) and os.path.exists(path) and not problem_of(path, digest, size):
                 continue
-            _fetch(url, path + ".part")
-            if problem := problem_of(path + ".part", digest, size):
-                os.remove(path + ".part")
-                raise OSError(f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address")
+            try:
+                _fetch(url, path + ".part")
+                if problem := problem_of(path + ".part", digest, size):
+                    os.remove(path + ".part")
+                    raise ConnectionError(
+                        f"{url} {problem}: it was removed; try again, or set GPT2_MODELS_URL to another address"
+                    )
+            except ConnectionError as error:
+                if model_size not in HUB:
+                    raise
+                command = f"fetch openai-community/{HUB[model_size]} --out {shlex.quote(model_dir)}"
+                raise OSError(f"{error}; Hugging Face has it, too: python -m beyond.huggingface {command}") from None
             os.replace(path + ".part", path)
 
 
 def problem_of(path, digest, size):
-    """What is wrong with a file of which digest and size may be known, or None."""
+    """What is wrong with a file whose digest and size may be known, or None."""
     if size and os.path.getsize(path) != size:
         return f"has {os.path.getsize(path):,} bytes instead of {size:,}"
     if digest:
@@ -113,15 +123,18 @@ def locked(folder):
         except BlockingIOError:
             print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without such locks
-            pass
+        except OSError as error:  # a file system without such locks
+            print(f"note: {folder} cannot be locked ({error.strerror}): one download at a time", file=sys.stderr)
         yield
     finally:
         os.close(handle)
 
 
 def _fetch(url, part):
-    """Appends to the file part what it still lacks of url, trying again where that may help."""
+    """Appends to the file part what is still missing of url, trying again where that may help.
+
+    Raises ConnectionError if url does not give it, another OSError if part does not take it.
+    """
     import requests
     from tqdm import tqdm
 
@@ -135,12 +148,12 @@ def _fetch(url, part):
                 longest = max(longest, file.tell())
                 refused = getattr(getattr(error.args[0] if error.args else None, "reason", None), "__cause__", None)
                 if tries == 2 and bar.total is None and isinstance(refused, OSError):  # there never was a connection
-                    raise OSError(
+                    raise ConnectionError(
                         f"cannot fetch {url}: {refused.strerror}; check the network and GPT2_MODELS_URL, or "
                         f"take --model_size=shakespeare, which comes with this program"
                     ) from None
                 if tries == TRIES:
-                    raise OSError(
+                    raise ConnectionError(
                         f"cannot fetch {url}, tried {TRIES} times: {error}; check the network, or copy the "
                         f"files into {os.path.dirname(part)} yourself, or set GPT2_MODELS_URL"
                     ) from None
@@ -148,8 +161,12 @@ def _fetch(url, part):
                 after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
                 time.sleep(max(2 ** (tries - 2), min(int(after), 60) if after.isdigit() else 0))
             except requests.RequestException as error:
-                raise OSError(f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL") from None
+                raise ConnectionError(
+                    f"cannot fetch {url}: {error}; check the name of the model and GPT2_MODELS_URL"
+                ) from None
             except OSError as error:
+                if error.errno is None:  # requests itself: the file that REQUESTS_CA_BUNDLE names is not there
+                    raise OSError(f"cannot fetch {url}: {error}; check REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE") from None
                 raise OSError(
                     f"cannot write {part} beyond {file.tell():,} bytes: {error.strerror}; make room there, "
                     f"or name another folder with models_dir"
@@ -157,7 +174,7 @@ def _fetch(url, part):
 
 
 def _fetch_rest(url, file, bar):
-    """One request for the bytes of url from the end of file on. Raises requests.ConnectionError if some are missing."""
+    """One request for the bytes of url after those in file. Raises requests.ConnectionError if some are missing."""
     import requests
 
     have = file.seek(0, os.SEEK_END)
@@ -171,15 +188,15 @@ def _fetch_rest(url, file, bar):
         if status == 416 and content_range == f"bytes */{have}":
             return  # Range Not Satisfiable: nothing was missing
         if have and not (status == 206 and content_range.startswith(f"bytes {have}-")):
-            have = file.seek(file.truncate(0))  # a server without Range begins anew, and so do we
+            have = file.seek(file.truncate(0))  # a server without Range starts over, and so do we
             if status != 200:
                 raise requests.ConnectionError(f"HTTP {status} with Content-Range {content_range!r}", response=response)
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
         bar.total, bar.n = total, have
-        for block in response.iter_content(2**16):  # what a broken connection delivers of a block is lost
+        for block in response.iter_content(2**16):  # a block cut off by a broken connection is lost
             bar.update(len(block))
-            while block:  # a disk that is nearly full takes a part of it first
+            while block:  # a nearly full disk may take only part of it
                 block = block[file.write(block) :]
     if total is not None and file.tell() != total:
         raise requests.ConnectionError(f"got {file.tell():,} of {total:,} bytes")
@@ -319,14 +336,14 @@ def _read_index(path):
     def block(handle):  # a handle: offset and size
         offset, at = _varint(handle, 0)
         size, _ = _varint(handle, at)
-        end = offset + size + 1  # a byte follows that says if the block is compressed, and a checksum
+        end = offset + size + 1  # then a byte that says whether the block is compressed, and a checksum
         if table[end - 1] or _crc32c(table[offset:end]) != int.from_bytes(table[end : end + 4], "little"):
             raise ValueError
         return _entries(table[offset : end - 1])
 
     found, n_shards = {}, 1
     try:
-        _, at = _varint(table[-48:], 0)  # the first of two handles is of no interest here
+        _, at = _varint(table[-48:], 0)  # the first of the two handles is not needed
         _, at = _varint(table[-48:], at)
         for _, handle in block(table[-48 + at :]):
             for name, value in block(handle):
@@ -390,7 +407,7 @@ def _fields(message, repeated=False):
 
 
 def _map(tf_ckpt_path, shapes, index):
-    """The arrays {name: array} cut from the mapped data file, or None if some are not plain float32 there."""
+    """The arrays {name: array}, views of the mapped data file; None if some are not plain float32 there."""
     entries = {name: index[f"model/{name}"] for name in shapes}
     if any(dtype != 1 or offset % 4 or sliced for dtype, _, offset, _, sliced in entries.values()):
         return None
@@ -406,7 +423,7 @@ def _map(tf_ckpt_path, shapes, index):
 
 
 def _read_with_tensorflow(tf_ckpt_path, shapes):
-    with silent_stderr():  # TensorFlow has much to say about the machine while it is imported
+    with silent_stderr():  # TensorFlow prints a lot about the machine when it is imported
         try:
             import tensorflow as tf
         except ImportError:
@@ -424,14 +441,14 @@ def _read_with_tensorflow(tf_ckpt_path, shapes):
             reader = tf.train.load_checkpoint(os.path.join(work, "model"))
             for name, shape in shapes.items():
                 arrays[name] = np.asarray(reader.get_tensor(f"model/{name}"), np.float32).reshape(shape)
-    except Exception as error:  # its reader raises many kinds, for a file that is cut short even IndexError
+    except Exception as error:  # its reader raises many kinds, even IndexError for a truncated file
         raise ValueError(f"TensorFlow cannot read {tf_ckpt_path}: {str(error).splitlines()[0]}") from None
     return arrays
 
 
 @contextlib.contextmanager
 def silent_stderr():
-    """Within, whatever is written to the standard error, by C++ code too, goes nowhere."""
+    """Inside the block, standard error goes nowhere, C++ code's included."""
     sys.stderr.flush()
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -465,6 +482,24 @@ def check_name(model_size):
         )
 
 
+FLAGS = {  # what --help says of the flags that several commands share; a main's docstring says the rest
+    "prompt": 'The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file; '
+    '"" begins from nothing. If it begins with a dash, write --prompt="- like this".',
+    "n_tokens_to_generate": "How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).",
+    "model_size": "124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB), shakespeare or another folder in "
+    "models_dir.",
+    "models_dir": "Where the models are; by default models/ beside gpt2.py.",
+    "temperature": "0 always takes the most probable token; the higher it is, the more chance has a say.",
+    "top_k": "At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.",
+    "top_p": "Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.",
+    "seed": "Likewise, the same seed, 0 or more, gives the same text. By default another text each time.",
+    "kernels": "Compiles the small layers: beyond/kernels.py.",
+    "bits": "8 or 4: quantizes the weights: beyond/quantize.py.",
+    "weights": "Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.",
+    "lookahead": "Guesses the next tokens, and checks all guesses at once: beyond/lookahead.py.",
+}
+
+
 def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
     """Raises ValueError for an option of generate that is out of range, naming the range."""
     check("n_tokens_to_generate", n_tokens_to_generate, 0, hint="a prompt of several words needs quotes")
@@ -491,6 +526,13 @@ def check_inputs(inputs, params, n_tokens_to_generate, *options):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
 
+def check_numbers(array):
+    """The array, weights or what a model makes of them. Raises ValueError if something in it is not a number."""
+    if np.isnan(array).any():
+        raise ValueError("the model's weights are damaged: what they give is not a number")
+    return array
+
+
 def _short(value):
     """A value as an error shows it: the whole of it, unless that is long."""
     try:
@@ -501,9 +543,9 @@ def _short(value):
 
 
 def read_prompt(prompt):
-    """The prompt itself; for "-", or for none where the standard input is no terminal, what is there.
+    """The prompt itself; or, for "-" and for no prompt at all unless a terminal is attached, the standard input.
 
-    A last line's end is cut off, as a shell does in $(...), and so is the byte-order mark that some editors put first.
+    The final newline is removed, as in a shell's $(...), and so is the byte-order mark that some editors write first.
     Bytes that are not UTF-8 become lone surrogates.
     """
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
@@ -527,6 +569,32 @@ def encode_prompt(encoder, prompt):
     return ids
 
 
+class Shown(str):
+    """A text that is on the terminal already."""
+
+
+def show(pieces, n_tokens):
+    """The text of pieces, one for each of at most n_tokens tokens.
+
+    Where the standard output is a terminal, each is written there as it comes, as a line that ends when they do, or
+    with Ctrl-C; then the text is Shown, so that run does not print it again. Elsewhere a bar on the standard error says
+    how far it is.
+    """
+    if sys.stdout is None or not sys.stdout.isatty():
+        from tqdm import tqdm
+
+        return "".join(tqdm(pieces, "generating", n_tokens, leave=False, disable=None))
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+            print(piece, end="", flush=True)
+    finally:
+        if text:
+            print(flush=True)
+    return Shown(text)
+
+
 def run(main, *text):
     """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
 
@@ -534,7 +602,7 @@ def run(main, *text):
     MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
     text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0.
     """
-    for fd in 0, 1, 2:  # if one is closed, the next file that is opened would take its place, and what is printed
+    for fd in 0, 1, 2:  # if one is closed, the next file opened would take its number, and receive what we print
         try:
             os.fstat(fd)
         except OSError:
@@ -560,15 +628,15 @@ def run(main, *text):
         args, kwargs = _parse(main, text)
         if sys.stdout is None:
             raise OSError("the standard output is closed, so there is nowhere to print to")
-        sys.stdout.reconfigure(errors="replace")  # what the terminal's encoding lacks is printed as "?"
+        sys.stdout.reconfigure(errors="replace")  # characters missing from the terminal's encoding become "?"
         with np.errstate(all="ignore"):  # where a number leaves float32, the result says so, or an error does
             result = main(*args, **kwargs)
-        if result is not None:
+        if result is not None and not isinstance(result, Shown):
             print(result, flush=True)
         _note(main, args, kwargs)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # whoever was reading our output has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
         sys.exit(141)
     except MemoryError:
@@ -599,8 +667,8 @@ def _parse(main, text):
     """(args, kwargs) for main from sys.argv by fire. Raises ValueError, which names what was probably meant."""
     import fire
 
-    parameters = inspect.signature(main).parameters
-    for arg, following in zip(sys.argv[1:], [*sys.argv[2:], "--"]):
+    parameters, argv = inspect.signature(main).parameters, [_at_home(arg) for arg in sys.argv[1:]]
+    for arg, following in zip(argv, [*argv[1:], "--"]):
         if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
             continue
         name = found[1].replace("-", "_")
@@ -616,13 +684,13 @@ def _parse(main, text):
     calls, said = [], io.StringIO()
 
     @functools.wraps(main)
-    def bind(*args, **kwargs):  # main itself runs later, so that a typing error shows before anything is computed
+    def bind(*args, **kwargs):  # main itself runs later, so that typos are reported before anything is computed
         calls.append((args, kwargs))
 
     try:
         with contextlib.redirect_stderr(said):
             # fire's separator is "-", which here is a prompt
-            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*sys.argv[1:], "--", "--separator=\0"])
+            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*argv, "--", "--separator=\0"])
     except SystemExit:
         said = said.getvalue().splitlines()[0].removeprefix("ERROR: ")
         if said.startswith("Could not consume arg: "):
@@ -631,6 +699,19 @@ def _parse(main, text):
             said = f"{' and '.join(re.findall(r'[a-z_]+', said.partition(': ')[2]))} is missing"
         raise ValueError(f"{said}; see --help") from None
     return calls[0]
+
+
+INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # flags of all commands that name a file
+
+
+def _at_home(arg):
+    """--out=~/new with the home folder for ~, which shells put in only where an argument begins with it."""
+    flag, sign, value = arg.partition("=")
+    path = os.path.expanduser(value)
+    if sign and flag in ("--models_dir", "--out", "--weights"):
+        return f"{flag}={path}"
+    # an input may also be a text: predict takes either
+    return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
 
 
 def _usage(main, *words):
@@ -646,7 +727,7 @@ def _usage(main, *words):
 def _help(main):
     """What --help prints: how to type the command, what it does, and each flag with its range and default."""
     what, _, args = inspect.getdoc(main).partition("\nArgs:\n")
-    texts = dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))
+    texts = {**FLAGS, **dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))}
     lines = [_usage(main), "", what.strip(), ""]
     for name, one in inspect.signature(main).parameters.items():
         default = "Required." if one.default is one.empty else f"Default: {one.default!r}"

@@ -1,12 +1,12 @@
-"""What comes after gpt2.py: a chapter a file, each one idea, which redefines what its idea changes. This is the seam.
+"""What comes after gpt2.py: one idea per file, which redefines what the idea changes. This is the seam.
 
 variant(gpt2, gelu=mine) is gpt2.py once more, as a module of its own, in which gelu means mine, wherever it is called:
 
     fast = variant(gpt2, gelu=gelu, layer_norm=layer_norm)
     ids = fast.generate(inputs, params, n_head, 40)
 
-gpt2 itself stays as it is, so that many variants live side by side, in threads too. What a chapter takes as it is it
-calls as gpt2.NAME; so a chapter over another model is a variant as well, and ideas go together in any order:
+gpt2 itself stays as it is, so that many variants can be used at once, in threads too. What a chapter uses unchanged it
+calls as gpt2.NAME; so a chapter over another model is a variant as well, and ideas can be combined in any order:
 
     both = variant(lookahead, gpt2=fast)
 
@@ -17,8 +17,8 @@ import importlib.util
 import os
 import sys
 
-# After each product NumPy's threads go on asking for work for 2^26 cycles, on a core that kernels.py's threads need;
-# 2^10 are enough. OpenBLAS reads this when NumPy is loaded: python -m beyond.NAME comes here before.
+# After each product NumPy's threads keep polling for work for 2^26 cycles, on cores that kernels.py's threads need;
+# 2^10 are enough. OpenBLAS reads this when NumPy is loaded, and python -m beyond.NAME runs these lines first.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
 
 
@@ -34,7 +34,7 @@ def variant(module, **names):
 
 
 def _explain(kind, error, traceback):
-    """What a command says instead of a traceback where a package is missing."""
+    """Prints one line instead of a traceback when a package is missing."""
     if issubclass(kind, ModuleNotFoundError):
         print(f"error: {error.name} is not installed: pip install -r beyond/requirements.txt", file=sys.stderr)
     else:

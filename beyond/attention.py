@@ -6,14 +6,14 @@ writes one page, for a browser, that needs no network, and prints
 
     page.html: 11 tokens, 30,678 bytes
 
-Redefined is attention, which here keeps its weights; look keeps what each block gives. All else is gpt2.py as it is, so
-the page shows the very numbers that make the logits. What a block gives is not
-yet meant for the projection; put through the last layer norm and wte all the same, it shows what the model would say if
-it ended there (the "logit lens", nostalgebraist 2020,
+attention is redefined to keep its weights, and look keeps the output of each block. Everything else is gpt2.py as it
+is, so the page shows the very numbers that make the logits. The output of a block is not yet meant for the projection;
+put through the last layer norm and wte all the same, it shows what the model would say if it ended there (the "logit
+lens", nostalgebraist 2020,
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 
-A weight w goes into the page as one byte, round(255 * sqrt(w)), so that small ones keep their differences; what is read
-off there is right to 0.004. Only the lower triangle is kept, as no token looks ahead.
+A weight w is stored in the page as one byte, round(255 * sqrt(w)), so that small ones stay distinct; the value read
+back is right to 0.004. Only the lower triangle is kept, as no token looks ahead.
 """
 
 import base64
@@ -30,7 +30,7 @@ from gpt2 import layer_norm, softmax
 import utils
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attention.html")
-MARK = b"<!-- a page of beyond/attention.py -->"  # so that it is known again, and may be replaced
+MARK = b"<!-- a page of beyond/attention.py -->"  # by which we recognize our own pages, which may be replaced
 
 
 def look(inputs, params, n_head):
@@ -58,7 +58,7 @@ def next_tokens(states, params, n=10):
     ids, probs, n = [], [], min(n, len(params["wte"]))
     for x in states:  # one by one, as logits take much memory
         found = softmax(layer_norm(x, **params["ln_f"]) @ params["wte"].T)
-        best = np.argpartition(-found, n - 1, axis=-1)[:, :n]  # to sort the whole vocabulary takes ten times as long
+        best = np.argpartition(-found, n - 1, axis=-1)[:, :n]  # sorting them all takes ten times as long
         best = np.take_along_axis(best, np.argsort(-np.take_along_axis(found, best, axis=-1), axis=-1), axis=-1)
         ids.append(best)
         probs.append(np.take_along_axis(found, best, axis=-1))
@@ -66,7 +66,7 @@ def next_tokens(states, params, n=10):
 
 
 def visible(token):
-    """A token as one can see it: · for a space, and bytes that are not a whole character in hexadecimal."""
+    """A token made visible: · for a space, hexadecimal for bytes that are not a whole character."""
     data = bytes(CHAR_TO_BYTE[char] for char in token) if token != "<|endoftext|>" else token.encode()
     try:
         text = data.decode("utf-8")
@@ -81,6 +81,7 @@ def page(inputs, encoder, params, n_head):
     """The page for a list of ids, as HTML."""
     weights, states = look(inputs, params, n_head)
     ids, probs = next_tokens(states, params)
+    utils.check_numbers(probs)
     lower = weights[(..., *np.tril_indices(len(inputs)))]  # [n_layer, n_head, n_seq * (n_seq + 1) / 2]
     known = sorted({*inputs, *ids.ravel().tolist()})
     data = {
@@ -97,7 +98,7 @@ def page(inputs, encoder, params, n_head):
 
 
 def main(prompt: str = None, *, out="attention.html", model_size="124M", models_dir="models"):
-    """Writes a page that shows what the model does with a prompt: attention of each head, next tokens at each block.
+    """Writes a page that shows what the model does with a prompt: each head's attention, each block's next tokens.
 
     Args:
         prompt: The text to look at; - reads the standard input.

@@ -1,4 +1,4 @@
-"""Many prompts at once: a pass a step for all of them, still in NumPy.
+"""Many prompts at once: one pass per step for all of them, still in NumPy.
 
     python -m beyond.batch prompts.txt --out completions.jsonl --model_size shakespeare
 
@@ -7,9 +7,9 @@ the completion that gpt2.py gives for that prompt alone (but for what beyond/loo
 {"prompt": ..., "error": ...}.
 
 Decoding spends its time on reading the weights, and what has been read can serve 16 tokens as well as one. So each
-step takes the last token of every text under way, a row each, through one product per layer; only attention looks at
-each row's own past. A text that ends leaves its place to the next prompt, whose tokens join the rows in chunks.
-Redefined are the functions that see tokens of one text in their rows, where here several texts have rows: mha,
+step takes the last token of every unfinished text, one row each, through one product per layer; only attention looks
+at each row's own past. A text that ends makes room for the next prompt, whose tokens join the rows in chunks.
+The functions whose rows are the tokens of one text are redefined, as here several texts share the rows: mha,
 transformer_block, hidden_states, generate.
 """
 
@@ -25,7 +25,7 @@ from beyond import combine, files, variant
 import gpt2
 import utils
 
-CHUNK = 64  # tokens of new prompts in a step, beside one of each text
+CHUNK = 64  # tokens of new prompts per step, besides one of each text
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_rows, n_embd]
@@ -36,7 +36,7 @@ def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_ro
     heads, (k, v) = np.empty_like(q), kv[:, :, :, :n_keys]  # as many as the longest text has; more is masked
     mask = np.where(np.arange(n_keys) <= past[ends, None], np.float32(0), np.float32(-1e10))[:, None, None]
     heads[ends] = gpt2.attention(q[ends][:, :, None], k, v, mask)[:, :, 0]  # the last rows of all texts at once
-    for i in np.flatnonzero(n_rows > 1):  # what a prompt has before its last row
+    for i in np.flatnonzero(n_rows > 1):  # a prompt's rows before its last one
         end, begin = ends[i], ends[i] - n_rows[i] + 1
         mask = (1 - np.tri(end - begin, past[end], past[begin], dtype=x.dtype)) * -1e10
         k, v = kv[:, i, :, : past[end]]
@@ -58,7 +58,7 @@ def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  #
 
 
 class Text:
-    """A text under way: its ids, where they begin to be new, where they end at the latest, and its own chance."""
+    """An unfinished text: its ids, the length of its prompt, the most it may grow to, and its own random numbers."""
 
     def __init__(self, inputs, n_tokens_to_generate, seed):
         self.ids, self.n_prompt, self.n_total = list(inputs), len(inputs), len(inputs) + n_tokens_to_generate
@@ -80,7 +80,7 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
     prompts may be endless: no more than 4 * batch_size of them are begun and not yet yielded.
     """
     n_ctx, n_embd = params["wpe"].shape
-    # zeros, as what is behind a mask must be a number
+    # zeros, as even masked values must be numbers
     cache = [np.zeros((2, batch_size, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
     prompts, prompt, texts, waiting = iter(prompts), (), [], collections.deque()  # texts[i] has row i of the cache
 
@@ -115,7 +115,7 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
         if texts:
             step()
         for i in reversed(range(len(texts))):
-            if texts[i].is_done():  # the last row moves here, so that those in use stay side by side
+            if texts[i].is_done():  # the last row moves here, so that the rows in use stay contiguous
                 last = texts.pop()
                 if i < len(texts):
                     texts[i] = last
@@ -173,7 +173,7 @@ def main(
     options = temperature, top_k, top_p
     utils.check_options(n_tokens_to_generate, *options, seed)
     utils.check("batch_size", batch_size, 1, 4096)
-    files.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(99), prompts)
+    files.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(4096), prompts)
     files.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
     model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
     settings.update(model_size=files.model_digest(model_size, models_dir), models_dir=None)
@@ -276,4 +276,4 @@ def whole_records(results, lines, out, prompts, settings):
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompts", "out", "model_size", "models_dir")
+    utils.run(main, "prompts", "out", "model_size", "models_dir", "weights")

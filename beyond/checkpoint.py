@@ -78,10 +78,10 @@ CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "
 def save_model(params, hparams, folder):
     """Writes hparams.json and the checkpoint; encoder.json and vocab.bpe come from elsewhere.
 
-    Each file takes its place only when it is whole. Raises OSError if the disk is full or the folder may not be written
-    to; then all that was there is as it was.
+    They are made in a folder of their own, model.ckpt.part, and take their places only when all are whole. Raises
+    OSError if the disk is full or the folder may not be written to; then all that was there is as it was.
     """
-    part, arrays = os.path.join(folder, "part"), dict(tensors(params))
+    part, arrays = os.path.join(folder, "model.ckpt.part"), dict(tensors(params))
     shutil.rmtree(part, ignore_errors=True)  # from a run that was killed
     try:
         os.makedirs(part)
@@ -110,7 +110,7 @@ def save_folder(params, hparams, folder, model_size, models_dir):
 
 # --- a checkpoint ---
 
-RESTART = 16  # every so many entries a name is given in full, for readers that search by halves
+RESTART = 16  # after so many entries a name is given in full, for binary search
 
 
 def save_checkpoint(prefix, names, tensor):
@@ -128,7 +128,7 @@ def save_checkpoint(prefix, names, tensor):
             offset += len(data)
     with open(f"{prefix}.index", "wb") as file:
         file.write(table(entries))
-    with open(f"{prefix}.meta", "wb") as file:  # here TensorFlow 1 kept its graph, which nothing reads: an empty one
+    with open(f"{prefix}.meta", "wb") as file:  # TensorFlow 1 kept its graph here, which nothing reads: an empty one
         file.write(b"\x0a\x00")
 
 
@@ -181,5 +181,5 @@ def block(data):
 
 
 def varint(n):
-    """A whole number, seven bits a byte, the low ones first; the high bit says that more follow."""
+    """A whole number, seven bits per byte, low ones first; the high bit says that more follow."""
     return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + varint(n // 128)

@@ -66,7 +66,10 @@ def loss_of(n_head):
 
 
 def read(path, text_column, label_column=None):
-    """(header, rows, texts, labels) of a CSV file. Raises ValueError, with the line, for a row that lacks a cell."""
+    """(header, rows, texts, labels) of a CSV file; a row that is shorter than the header gets empty cells.
+
+    Raises ValueError, with the line, for a row that lacks a text or a label or is longer than the header.
+    """
     (_, header), *rows = files.read_table(path) or [(1, [])]
     for name in filter(None, (text_column, label_column)):
         if name not in header:
@@ -75,6 +78,11 @@ def read(path, text_column, label_column=None):
                 f"and label_column"
             )
     for number, row in rows:
+        if len(row) > len(header):
+            raise ValueError(
+                f"{path}, line {number}: it has {len(row)} cells, and the first line names {len(header)} columns: put "
+                f"a field that holds a comma in quotes"
+            )
         for name in filter(None, (text_column, label_column)):
             cell = row[header.index(name)] if len(row) > header.index(name) else None
             if cell is None or name == label_column and not cell.strip():
@@ -83,7 +91,12 @@ def read(path, text_column, label_column=None):
     texts, labels = (
         [row[header.index(name)] if name else "" for _, row in rows] for name in (text_column, label_column)
     )
-    return header, [row for _, row in rows], texts, [label.strip() for label in labels]
+    return (
+        header,
+        [row + [""] * (len(header) - len(row)) for _, row in rows],
+        texts,
+        [label.strip() for label in labels],
+    )
 
 
 def encode(text, encoder, n_ctx):
@@ -286,7 +299,9 @@ def predict(text, model_size, models_dir="models", text_column="text"):
     encoder, n_head, params, classes = load(model_size, models_dir)
 
     def probabilities(text):
-        return model.softmax(gpt2(encode(text, encoder, len(params["wpe"])), **params, n_head=n_head))
+        return utils.check_numbers(
+            model.softmax(gpt2(encode(text, encoder, len(params["wpe"])), **params, n_head=n_head))
+        )
 
     if not text.endswith(".csv"):
         found = probabilities(utils.read_prompt(text))

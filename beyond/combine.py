@@ -50,33 +50,31 @@ def main(
     """Continues a text with GPT-2 and prints the continuation.
 
     Args:
-        prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
-        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
-        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
-        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
-        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
-        seed: Likewise, the same seed, 0 or more, gives the same text. By default another text each time.
         kernels: Compiles the small layers. beyond.kernels always does.
         bits: 8 or 4: quantizes the weights. beyond.quantize has 8, if nothing is said.
         lookahead: Guesses the next tokens, and tells how many came a pass. beyond.lookahead always does.
-        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     options = n_tokens_to_generate, temperature, top_k, top_p, seed
     utils.check_options(*options)
     prompt = utils.read_prompt(prompt)
     model, encoder, hparams, params = load(model_size, models_dir, kernels, bits, weights)
     inputs, end_of_text = utils.encode_prompt(encoder, prompt), encoder.encoder.get("<|endoftext|>")
+    args = inputs, params, hparams["n_head"], *options, end_of_text
     if not lookahead:
-        return encoder.decode(model.generate(inputs, params, hparams["n_head"], *options, stop=end_of_text))
+        return utils.show(encoder.decode_stream(model.stream(*args)), n_tokens_to_generate)
     from beyond import lookahead as guessing
 
-    guessing = variant(guessing, gpt2=model)
-    found = list(guessing.passes(inputs, params, hparams["n_head"], *options, stop=end_of_text))
-    n = sum(map(len, found))
-    print(f"{n} tokens in {len(found)} passes: {n / max(1, len(found)):.2f} a pass", file=sys.stderr)
-    return encoder.decode([id for ids in found for id in ids])
+    counts = []  # the tokens of each pass
+
+    def counted():
+        for ids in variant(guessing, gpt2=model).passes(*args):
+            counts.append(len(ids))
+            yield from ids
+
+    text = utils.show(encoder.decode_stream(counted()), n_tokens_to_generate)
+    n, n_passes = sum(counts), len(counts)
+    print(f"{n} tokens in {n_passes} passes: {n / max(1, n_passes):.2f} a pass", file=sys.stderr)
+    return text
 
 
 def chapter(**defaults):

@@ -1,8 +1,8 @@
-"""What people expect of a command line: several samples, a stop text, fewer repetitions, text as it is made.
+"""What people expect of a command line: several samples, a stop text, fewer repetitions.
 
     python -m beyond.complete "ROMEO:" --model_size shakespeare --n_samples 2 --temperature 0.8 --seed 1 --stop .
 
-prints a line of JSON for each of several samples; a single one is printed as it is, on a terminal while it is made:
+prints a line of JSON for each of several samples; a single one is printed as it is:
 
     "\\nCome, gentlemen"
     "\\nI thank thee, I wot; I have beat my love\\nTo stop thy heads"
@@ -13,14 +13,11 @@ multiplies them by p where they are not (Keskar et al. 2019, section 4.1, https:
 that transformers has given it).
 """
 
-import codecs
 import json
-import sys
 
 import numpy as np
 
 from beyond import combine
-from encoder import CHAR_TO_BYTE
 import utils
 
 
@@ -59,19 +56,18 @@ def samples(model, inputs, params, n_head, n_tokens_to_generate, seeds, options=
     return map(sample, seeds)
 
 
-def pieces(encoder, ids, stop):
-    """Yields the text of ids as they come, whole characters only, up to the text stop if that is not None."""
-    decoder, held = codecs.getincrementaldecoder("utf-8")("replace"), ""
-    for id in ids:
-        held += decoder.decode(bytes([CHAR_TO_BYTE[char] for char in encoder.decoder[id]]))
-        if stop and stop in held:
+def until(stop, pieces):
+    """Yields the pieces of a text up to the text stop. What may be its beginning is held back until that is known."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        if stop in held:
             yield held.partition(stop)[0]
             return
-        kept = len(held) - (len(stop) - 1 if stop else 0)  # what may be the beginning of stop is held back
-        if kept > 0:
-            yield held[:kept]
-            held = held[kept:]
-    yield (held + decoder.decode(b"", True)).partition(stop or "\0\0")[0]
+        kept = max(0, len(held) - len(stop) + 1)
+        yield held[:kept]
+        held = held[kept:]
+    yield held
 
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
@@ -81,22 +77,12 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     """Continues a text with GPT-2 and prints one or several continuations.
 
     Args:
-        prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
-        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
-        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
-        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
-        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
-        seed: Likewise, the same seed, 0 or more, gives the same text: sample n is gpt2.py's with the seed seed + n - 1.
+        seed: Sample n is what gpt2.py writes with the seed seed + n - 1. By default other texts each time.
         n_samples: How many continuations, 1 to 10000; more than one is printed as JSON, a line for each.
         stop: A text that ends a continuation, and is not printed.
         repetition_penalty: Above 1, what was said already becomes less probable; 1 changes nothing.
         keep_end: Of a prompt that is too long, takes the end for which there is room.
         fit: Adds at most as many tokens as there is room for, instead of an error.
-        kernels: Compiles the small layers: beyond/kernels.py.
-        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
-        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     utils.check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
     utils.check("n_samples", n_samples, 1, 10000)
@@ -113,18 +99,12 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     seeds = [None if seed is None else seed + i for i in range(n_samples)]
     found = samples(model, inputs, params, hparams["n_head"], n, seeds, (temperature, top_k, top_p), repetition_penalty,
                     encoder.encoder.get("<|endoftext|>"))  # fmt: skip
-    texts = (pieces(encoder, ids, stop) for ids in found)
-    if n_samples > 1:
-        for text in texts:
-            print(json.dumps("".join(text), ensure_ascii=False), flush=True)
-        return None
-    if not sys.stdout.isatty():
-        return "".join(next(texts))
-    try:
-        for piece in next(texts):
-            print(piece, end="", flush=True)
-    finally:  # after Ctrl-C, too, what was written is a line
-        print(flush=True)
+    texts = map(encoder.decode_stream, found)
+    texts = (until(stop, text) if stop else text for text in texts)
+    if n_samples == 1:
+        return utils.show(next(texts), n)
+    for text in texts:
+        print(json.dumps("".join(text), ensure_ascii=False), flush=True)
     return None
 
 

@@ -1,4 +1,4 @@
-"""How well a model knows a text: what it pays for each token, and how often it gets a passage's last word.
+"""How well a model knows a text: its loss on each token, and how often it guesses a passage's last word.
 
     python -m beyond.evaluate models/shakespeare/held_out.txt --model_size shakespeare
 
@@ -8,9 +8,9 @@ prints, for the last tenth of Shakespeare, of which the model has seen nothing:
     loss 3.2214 nats a token
     perplexity 25.06 a token, 2697.48 a word, 2.0593 bits a byte
 
-The loss of a token is -log p, in nats, of what comes next given what comes before. Each token is paid for once, in
+The loss of a token is -log p, in nats, of that token given those before it. Each token is scored once, in
 windows of n_ctx tokens that begin every stride tokens: all but the first n_ctx tokens see at least n_ctx - stride
-tokens before them, so a small stride is nearer to the truth and takes longer. The first token follows <|endoftext|>,
+tokens before them, so a small stride is more accurate and takes longer. The first token follows <|endoftext|>,
 as documents did in training; where the vocabulary has none, scoring begins with the second. A file that ends in .jsonl
 holds passages, {"text": ...} in each line, as LAMBADA's test has them (https://arxiv.org/abs/1606.06031): counted are
 those whose last word greedy decoding gives, token by token.
@@ -52,7 +52,7 @@ def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
     logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets) :] @ params["wte"].T
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(targets)), targets]
-    return np.log(np.exp(logits).sum(axis=-1)) - chosen, chosen == 0
+    return utils.check_numbers(np.log(np.exp(logits).sum(axis=-1)) - chosen), chosen == 0
 
 
 def evaluate(ids, params, n_head, stride):
@@ -74,7 +74,7 @@ def pieces(file, size=2**20):
 
     A piece ends where white space begins: there ends a word in any case (see encoder.py).
     """
-    rest = [""]  # in parts, of which only the last one can have such a place
+    rest = [""]  # in parts, only the last of which can contain such a place
     while more := file.read(size):
         last = rest[-1][-1:]
         if found := regex.match(r"(?s:.*)\S(?=\s)", last + more):
@@ -87,7 +87,7 @@ def pieces(file, size=2**20):
 
 
 def score_text(path, encoder, params, n_head, stride):
-    """What main says of a text. It is read in pieces, so it may be longer than memory."""
+    """What main prints for a text, which is read in pieces, so that it may be larger than memory."""
     from tqdm import tqdm
 
     n_words = n_bytes = n_read = n = 0
@@ -143,7 +143,7 @@ def beginning(encoder):
 
 
 def score_last_words(path, encoder, params, n_head):
-    """What main says of passages: the last word is what follows the last space."""
+    """What main prints for passages; the last word is what follows the last space."""
     from tqdm import tqdm
 
     n_ctx, n_right, found = len(params["wpe"]), 0, []
@@ -168,9 +168,7 @@ def score_last_words(path, encoder, params, n_head):
 
 
 def perplexity(loss):
-    """e to the loss, as a text, as it may be beyond all floats. Raises ValueError for no number."""
-    if np.isnan(loss):
-        raise ValueError("the loss is not a number: the model's weights are damaged")
+    """e to the loss, as a text, as it may be beyond all floats."""
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
@@ -203,7 +201,7 @@ def main(
         weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
-    stride = hparams["n_ctx"] // 2 if stride is None else stride
+    stride = max(1, hparams["n_ctx"] // 2) if stride is None else stride
     utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
     over = variant(sys.modules[__name__], gpt2=model)
     if tokens:

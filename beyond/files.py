@@ -1,8 +1,8 @@
 """Files, for all chapters: how a text is read, when an output may be written, and what makes two runs the same work.
 
 Reading. A text that is scored or learned is kept byte for byte, with its ends of lines and byte-order mark (read_text).
-Where a line or a field means something by itself, a prompt, a task, a row of a table, its end, LF or CRLF, and a
-byte-order mark before the first one are no part of it (read_lines, read_table; utils.read_prompt does the same).
+Where a line or a field means something by itself (a prompt, a task, a row of a table), its end, LF or CRLF, and a
+byte-order mark before the first are not part of it (read_lines, read_table; utils.read_prompt does the same).
 
 Writing. An output is written only over what the same command made, which it has to prove; never over an input, a device
 or a folder; and it takes its place whole (check_new, check_file, write_whole).
@@ -22,7 +22,7 @@ import sys
 
 import utils
 
-STATE = "train.npz"  # in a folder that is not finished yet; see beyond/fit.py
+STATE = "train.npz"  # in a folder whose run is not finished; see beyond/fit.py
 
 
 # --- reading ---
@@ -34,7 +34,7 @@ def open_bytes(path):
 
 
 @functools.lru_cache(None)
-def _standard_input():  # it can be read but once
+def _standard_input():  # which can be read only once
     if sys.stdin is None:
         raise ValueError("the standard input is closed: name a file")
     return sys.stdin.buffer.read()
@@ -99,7 +99,7 @@ def read_records(path, form):
 
 def read_table(path):
     """The rows of a CSV file, [(line number, [cells])]; the first one names the columns. Raises ValueError."""
-    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, and then an error
+    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters; more is an error
     reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
     try:
         return [(reader.line_num, row) for row in reader if row]
@@ -184,8 +184,8 @@ def lock(file):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another process is writing to {file.name}: wait for it, or give another out") from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:  # a file system without locks
+        print(f"note: {file.name} cannot be locked ({error.strerror}): one run at a time", file=sys.stderr)
 
 
 # --- the same work ---
@@ -204,7 +204,7 @@ def model_digest(model_size, models_dir):
     """What makes a model what it is: a digest of its sizes, vocabulary and weights."""
     folder = utils.folder_of(model_size, models_dir)
     files = sorted(name for name in os.listdir(folder) if name in utils.FILES[1:] or name.startswith("model.ckpt.data"))
-    files.remove("model.ckpt.meta")  # TensorFlow's own, which differs from one writing to the next
+    files.remove("model.ckpt.meta")  # TensorFlow's own, which differs each time it is written
     return hashlib.sha256("".join(digest(os.path.join(folder, name)) for name in files).encode()).hexdigest()
 
 

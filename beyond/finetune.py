@@ -50,7 +50,7 @@ PROMPT = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 
 
 def transformer_block(x, mlp, attn, ln_1, ln_2, adapter, n_head, kv=None, past=0):  # [n_seq, n_embd] -> same
-    def adapt(x, i):  # down to a few numbers a token, and up again
+    def adapt(x, i):  # down to a few numbers per token, and up again
         return x + gpt2.gelu(x @ adapter["down"][i] + adapter["down_b"][i]) @ adapter["up"][i] + adapter["up_b"][i]
 
     x = x + adapt(gpt2.mha(gpt2.layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past), 0)
@@ -133,12 +133,12 @@ def read(path, encoder, n_ctx):
         raise ValueError(f"{path} is neither a text nor tasks: write each task on a line of its own, in a .jsonl file")
     content = files.read_text(path)
     parts = [encoder.encode(part) for part in (content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :])]
-    n_seq = min(n_ctx, len(parts[1]) - 1)
-    if n_seq < 8:
+    if len(parts[1]) < 9:
         raise ValueError(
             f"the last tenth of {path} has {len(parts[1])} tokens, and 9 or more are needed to measure with: "
             f"give a longer text"
         )
+    n_seq = min(n_ctx, len(parts[1]) - 1)
     train.check_length(parts[0], n_seq, f"{path} without its last tenth")
     rows = [np.lib.stride_tricks.sliding_window_view(np.array(part), n_seq + 1) for part in parts]
     return [(found, np.broadcast_to(np.float32(1), (len(found), n_seq))) for found in (rows[0], rows[1][::n_seq])]

@@ -28,9 +28,11 @@ import utils
 
 
 def schedule(steps, learning_rate):
-    """Warm-up, as the first gradients point anywhere; then down along a cosine, to settle."""
-    warm_up = min(math.ceil(0.03 * steps), steps - 1)
-    return optax.warmup_cosine_decay_schedule(0, learning_rate, warm_up, steps, 0.02 * learning_rate)
+    """Warm-up, as the first gradients point anywhere; then down along a cosine, to settle.
+
+    Update i of the first n has (i + 1) / (n + 1) of the learning rate: at 0 the first one would change nothing."""
+    n = min(math.ceil(0.03 * steps), steps - 1)
+    return optax.warmup_cosine_decay_schedule(learning_rate / (n + 1), learning_rate, n, steps, 0.02 * learning_rate)
 
 
 def adamw(steps, learning_rate):

@@ -117,7 +117,7 @@ def place(params, n_head, mesh, dtype="float32"):
         )
 
     def put(path, array):
-        name, array = jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(array)
+        name, array = jax.tree_util.keystr(path, simple=True, separator="/"), utils.check_numbers(np.asarray(array))
         if name == "wte":
             array = np.pad(array, ((0, -len(array) % n), (0, 0)))
         elif "c_attn" in name:

@@ -16,7 +16,7 @@ import utils
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SMALL = ["config.json", INDEX, *vocabulary.FILES]
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}  # the defaults there
-ONLY = {  # where gpt2.py knows one way only: the values in config.json that mean it, the default first
+ONLY = {  # where gpt2.py supports one way only: the values in config.json that mean it, default first
     "model_type": (["gpt2"], "another architecture"),
     "activation_function": (["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"], "another curve"),
     "layer_norm_epsilon": ([1e-5], "another layer norm"),
@@ -54,7 +54,7 @@ def files_of(source, revision=None):
         info = HfApi().model_info(source, revision=revision, files_metadata=True)
     except HFValidationError:
         raise ValueError(f"{source} is neither a folder nor a name on the hub, such as openai-community/gpt2") from None
-    except Exception as error:  # the client has kinds of its own and those of its HTTP library, which has changed twice
+    except Exception as error:  # the client raises its own kinds and those of its HTTP library, which has changed twice
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
             raise OSError(_refusal(source, revision, error)) from None
         try:
@@ -92,7 +92,7 @@ def _checked(source, listed, names, commit, fetch):
         raise OSError(f"{source} was changed while it was fetched: try again")
     for name in names:
         path, (size, digest) = os.path.join(folder, name), listed[name]
-        if not os.path.isfile(path):  # the network went away in between, and the cache has not all
+        if not os.path.isfile(path):  # the network failed in between, and the cache is incomplete
             raise OSError(f"cannot fetch {name} of {source}: check the network and try again")
         if problem := utils.problem_of(path, digest, size):
             for damaged in {os.path.realpath(path), path}:

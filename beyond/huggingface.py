@@ -100,8 +100,14 @@ def converted(tensors, name, by_layer):
 
 
 def check_new(out):
-    """Raises ValueError if out is there, other than as a folder in which a download has not finished a single file."""
-    if os.path.lexists(out) and not (os.path.isdir(out) and all(name.endswith(".part") for name in os.listdir(out))):
+    """Raises ValueError if out is there, other than as a folder in which gpt2.py has not finished a download."""
+    if not os.path.lexists(out):
+        return
+    names = os.listdir(out) if os.path.isdir(out) else [""]
+    whole = {name for name in names if not name.endswith(".part")}
+    # what is there of one of OpenAI's models can go, as only that model itself may take its name
+    ours = set(utils.FILES) if os.path.basename(os.path.abspath(out)) in utils.SHA256 else set()
+    if not whole <= ours or whole >= set(utils.FILES):
         raise ValueError(f"{out} is there already: use it, or name another with --out, or remove it")
 
 
@@ -183,6 +189,9 @@ def fetch(source, out, revision: str = None):
 
 def save(model_size, out, models_dir="models"):
     """Makes of a model what transformers reads: AutoModelForCausalLM.from_pretrained and AutoTokenizer's, given out.
+
+    llama.cpp's convert_hf_to_gguf.py takes it, too, if the vocabulary is GPT-2's. It knows tokenizers by the ids that
+    they give for one text, so for a vocabulary of your own its get_vocab_base_pre has to return "gpt-2" first.
 
     Args:
         model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.

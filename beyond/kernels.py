@@ -3,10 +3,10 @@
     python -m beyond.kernels "ROMEO:" --model_size shakespeare
 
 NumPy runs gelu's seven operations one after the other over the whole array, on one core; a compiled loop (Numba) does
-all seven while a number is in a register, on all cores. Attention gains most: a query looks only at the keys up to its
-own, so neither a mask nor a score that a mask would hide is ever computed, and scores stay in the cache. And the
-product of a few rows with a matrix, which NumPy's library copies first, reads each weight once. One row, and more than
-MOST_ROWS, stay with NumPy: there its library is at the limit.
+all seven, and adds the bias, while a number is in a register, on all cores. Attention gains most: a query looks only at
+the keys up to its own, so neither a mask nor a score that a mask would hide is ever computed, and scores stay in the
+cache. And the product of a few rows with a matrix, which NumPy's library copies first, reads each weight once. More
+than MOST_ROWS stay with NumPy.
 
     params = kernels.prepare(params)
     ids = kernels.model.generate(inputs, params, n_head, 40)
@@ -14,13 +14,15 @@ MOST_ROWS, stay with NumPy: there its library is at the limit.
 kernels.model is gpt2.py with these functions; prepare only makes views, whose @ knows the product here.
 """
 
+from llvmlite.binding import get_host_cpu_features
 import numpy as np
 
 from beyond import variant
 from beyond.lanes import FEW, compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
 import gpt2
 
-MOST_ROWS = 64
+# where registers hold 16 numbers, the product here was the faster one at any size; elsewhere NumPy's library may be
+MOST_ROWS = np.inf if get_host_cpu_features().get("avx512f") else 64
 FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
 
 
@@ -41,19 +43,50 @@ def exp(x):  # float32 -> float32, exact to 2e-7; 2^n * e^r with |r| <= log(2) /
     return (e * r * r + r + np.float32(1)) * power_of_two(n)
 
 
+@compiled(fastmath=FAST)
+def gelu_row(x, b, out):  # [n], [n] -> [n]: gelu(x + b)
+    for j in range(len(x)):
+        a = x[j] + b[j]
+        u = np.float32(-1.5957691216057308) * (a + np.float32(0.044715) * a * a * a)
+        out[j] = a / (np.float32(1) + exp(u))  # (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
+
+
 @compiled(parallel=True, fastmath=FAST)
-def _gelu(x, out):  # [n] -> [n]
-    for part in prange((len(x) + 1023) // 1024):
-        for i in range(part * 1024, min(part * 1024 + 1024, len(x))):
-            # (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
-            u = np.float32(-1.5957691216057308) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
-            out[i] = x[i] / (np.float32(1) + exp(u))
+def _gelu(x, b, out):  # [n, n_out], [n_out] -> [n, n_out]
+    if x.size <= FEW:
+        for i in range(len(x)):
+            gelu_row(x[i], b, out[i])
+    else:
+        for i in prange(len(x)):
+            gelu_row(x[i], b, out[i])
 
 
 def gelu(x):  # any shape -> same shape
     out = np.empty(x.shape, np.float32)
-    _gelu(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    _gelu(rows, np.zeros(x.shape[-1], np.float32), out.reshape(rows.shape))
     return out
+
+
+@compiled(parallel=True)
+def _add(x, b):  # [n, n_out] += [n_out]
+    for i in prange(len(x)):
+        for j in range(len(b)):
+            x[i, j] += b[j]
+
+
+def linear(x, w, b):  # [..., n_in], [n_in, n_out], [n_out] -> [..., n_out]
+    out = x @ w
+    if out.size <= FEW:
+        return out + b
+    _add(out.reshape(-1, len(b)), b)
+    return out
+
+
+def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    up = x @ c_fc["w"]
+    _gelu(up, c_fc["b"], up)
+    return linear(up, **c_proj)
 
 
 @compiled(fastmath=FAST)
@@ -91,6 +124,26 @@ def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
 # --- products with few rows ---
 
 
+@compiled(parallel=True, fastmath=FAST)
+def _row(x, w, out):  # [n_in], [n_in, n_out] -> [n, n_out], n parts of the sum
+    n = len(out)
+    for part in prange(n):  # each reads w in the order in which it lies in memory
+        out[part] = 0
+        for k in range(len(x) // 4 * part // n * 4, len(x) // 4 * (part + 1) // n * 4, 4):
+            for c in range(w.shape[1]):
+                four = x[k] * w[k, c] + x[k + 1] * w[k + 1, c] + x[k + 2] * w[k + 2, c] + x[k + 3] * w[k + 3, c]
+                out[part, c] += four
+
+
+@compiled(parallel=True, fastmath=FAST)
+def _row_transposed(x, w, out):  # [n_in], [n_out, n_in] -> [n_out]
+    for n in prange(len(w)):
+        total = np.float32(0)
+        for k in range(len(x)):
+            total += x[k] * w[n, k]
+        out[n] = total
+
+
 @compiled(inline="always")
 def load4(array, i, step):  # four times 16 numbers
     return load16(array, i), load16(array, i + step), load16(array, i + 2 * step), load16(array, i + 3 * step)
@@ -121,13 +174,15 @@ def tile(x, w, out, r, c, first, last):  # out[r:r + 4, c:c + 64] += x[r:r + 4, 
 
 
 @compiled(parallel=True)
-def _product(x, w, out):  # out += [4 * n, n_in] @ [n_in, 64 * m]
+def _product(x, w, out):  # out = [4 * n, n_in] @ [n_in, 64 * m]
     n_strips = w.shape[1] // 64
     for part in prange((n_strips + 5) // 6):
-        for k in range(0, w.shape[0], 64):  # so much of w is read side by side, and used for all rows
-            for strip in range(part * 6, min(part * 6 + 6, n_strips)):
-                for r in range(0, len(x), 4):
-                    tile(x, w, out, r, strip * 64, k, min(k + 64, w.shape[0]))
+        for first in range(0, len(x), 64):  # so many rows of x, and of out, stay in the nearest caches
+            out[first : first + 64, part * 384 : part * 384 + 384] = 0
+            for k in range(0, w.shape[0], 64):  # so much of w is read side by side, and used for all of these rows
+                for strip in range(part * 6, min(part * 6 + 6, n_strips)):
+                    for r in range(first, min(first + 64, len(x)), 4):
+                        tile(x, w, out, r, strip * 64, k, min(k + 64, w.shape[0]))
 
 
 @compiled
@@ -151,18 +206,30 @@ def _product_transposed(x, w, out):  # [4 * n, 16 * m] @ [n_out, 16 * m].T
             turned_tile(x, w, out, r, min(part * 4, len(w) - 4))
 
 
+def one_row(x, w, straight):  # [n_in], [n_in, n_out] -> [n_out]
+    if straight:
+        parts = np.empty((8, w.shape[1]), np.float32)  # on any number of threads, so that all round alike
+        _row(x, w, parts)
+        return parts.sum(axis=0)
+    out = np.empty(w.shape[1], np.float32)
+    _row_transposed(x, w.T, out)
+    return out
+
+
 class Matrix(np.ndarray):
     """A matrix of weights, for which x @ w is the product here where that is the faster one."""
 
     def __rmatmul__(self, x):  # [..., n_in] @ [n_in, n_out] -> [..., n_out]
         w = self.view(np.ndarray)
-        straight = w.flags.c_contiguous and w.shape[1] % 64 == 0
+        straight = w.flags.c_contiguous and w.shape[1] % 64 == 0 and len(w) % 4 == 0
         turned = w.flags.f_contiguous and w.shape[0] % 16 == 0 and w.shape[1] >= 4
-        if x.ndim != 2 or not 1 < len(x) <= MOST_ROWS or not (straight or turned) or w.dtype != x.dtype:
+        most = MOST_ROWS if straight else 64 if turned else 0
+        if x.ndim > 2 or x.size > most * len(w) or w.dtype != x.dtype:
             return x @ w
-        rows = np.zeros((-(-len(x) // 4) * 4, x.shape[1]), np.float32)  # four rows at a time
-        rows[: len(x)] = x
-        out = np.zeros((len(rows), w.shape[1]), np.float32)
+        if x.size == len(w):
+            return one_row(np.ascontiguousarray(x).reshape(-1), w, straight).reshape(*x.shape[:-1], -1)
+        rows = np.ascontiguousarray(np.pad(x, ((0, -len(x) % 4), (0, 0))) if len(x) % 4 else x)  # four rows at a time
+        out = np.empty((len(rows), w.shape[1]), np.float32)
         _product(rows, w, out) if straight else _product_transposed(rows, w.T, out)
         return out[: len(x)]
 
@@ -235,16 +302,24 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
         out[first : first + n] = found[:n, :d]
 
 
-@compiled(parallel=True, fastmath=FAST)
+@compiled(fastmath=FAST)
+def attend_head(q, k, v, seen, out):  # [n_q, d], [n_k, d], [n_k, d], [n_q] -> [n_q, d]
+    scale = np.float32(1) / np.sqrt(np.float32(q.shape[1]))
+    if len(q) >= 4:
+        look_together(q, packed(k), packed(v), seen, scale, out)
+    else:
+        look(q, packed(k), packed(v), seen, scale, out)
+
+
+@compiled(parallel=True)
 def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
-    (n_heads, n_q, d), shared = q.shape, q.shape[0] // len(seen)
-    scale = np.float32(1) / np.sqrt(np.float32(d))
-    for h in prange(n_heads):
-        keys, values = packed(k[h]), packed(v[h])
-        if n_q >= 4:
-            look_together(q[h], keys, values, seen[h // shared], scale, out[h])
-        else:
-            look(q[h], keys, values, seen[h // shared], scale, out[h])
+    shared = len(q) // len(seen)
+    if k.size * q.shape[1] <= FEW:
+        for h in range(len(q)):
+            attend_head(q[h], k[h], v[h], seen[h // shared], out[h])
+    else:
+        for h in prange(len(q)):
+            attend_head(q[h], k[h], v[h], seen[h // shared], out[h])
 
 
 def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [n_q, h * d]
@@ -265,14 +340,14 @@ def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [.
 
 def mha(x, c_attn, c_proj, n_head, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
     n_seq = len(x)
-    q, k, v = gpt2.linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
+    q, k, v = linear(x, **c_attn).reshape(n_seq, 3, n_head, -1).transpose(1, 2, 0, 3)
     if kv is not None:
         kv[0, :, past : past + n_seq], kv[1, :, past : past + n_seq] = k, v
         k, v = kv[:, :, : past + n_seq]
-    return gpt2.linear(attend(q, k, v, np.arange(past + 1, past + n_seq + 1)[None]), **c_proj)
+    return linear(attend(q, k, v, np.arange(past + 1, past + n_seq + 1)[None]), **c_proj)
 
 
-model = variant(gpt2, gelu=gelu, layer_norm=layer_norm, attention=attention, mha=mha)
+model = variant(gpt2, gelu=gelu, layer_norm=layer_norm, linear=linear, ffn=ffn, attention=attention, mha=mha)
 
 
 if __name__ == "__main__":

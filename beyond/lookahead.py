@@ -30,38 +30,38 @@ LONGEST = 16  # tokens a pass
 
 def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
     """What gpt2.generate returns; sampled text too, as rng draws once a token, from the same probabilities."""
-    options = temperature, top_k, top_p, seed, stop
-    return list(itertools.chain.from_iterable(passes(inputs, params, n_head, n_tokens_to_generate, *options)))
+    return list(stream(inputs, params, n_head, n_tokens_to_generate, temperature, top_k, top_p, seed, stop))
+
+
+def stream(*args, **options):
+    """What gpt2.stream yields, with the same arguments."""
+    return itertools.chain.from_iterable(passes(*args, **options))
 
 
 def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
     """Yields the ids that each pass gives: one or more, but none where the first is stop."""
-    from tqdm import tqdm
-
     from utils import check_inputs
 
     check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
     ids, past, rng = list(inputs), 0, np.random.default_rng(seed)
     n, n_total, followers, luck = 0, len(ids) + n_tokens_to_generate, {}, 0
     cache = [np.empty((2, n_head, n_total, params["wte"].shape[1] // n_head), np.float32) for _ in params["blocks"]]
-    with tqdm(total=n_tokens_to_generate, desc="generating", leave=False, disable=None) as bar:
-        while len(ids) < n_total:
-            guesses, n = guess(ids, followers, n), len(ids)
-            draft = guesses[: min(LONGEST, n_total - n) - 1] if luck >= 2 else []
-            x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
-            past = n
-            for logits, guessed in zip(x[-len(draft) - 1 :] @ params["wte"].T, [*draft, None]):
-                next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
-                if next_id == stop:
-                    n_total = len(ids)
-                    break
-                ids.append(next_id)
-                if next_id != guessed:
-                    break
-                past += 1  # the cache has this one already
-            bar.update(len(ids) - n)
-            luck = luck + 1 if ids[n:] == guesses[: len(ids) - n] else 0
-            yield ids[n:]
+    while len(ids) < n_total:
+        guesses, n = guess(ids, followers, n), len(ids)
+        draft = guesses[: min(LONGEST, n_total - n) - 1] if luck >= 2 else []
+        x = gpt2.hidden_states(ids[past:] + draft, **params, n_head=n_head, cache=cache, past=past)
+        past = n
+        for logits, guessed in zip(x[-len(draft) - 1 :] @ params["wte"].T, [*draft, None]):
+            next_id = gpt2.sample(logits, temperature, top_k, top_p, rng)
+            if next_id == stop:
+                n_total = len(ids)
+                break
+            ids.append(next_id)
+            if next_id != guessed:
+                break
+            past += 1  # the cache has this one already
+        luck = luck + 1 if ids[n:] == guesses[: len(ids) - n] else 0
+        yield ids[n:]
 
 
 def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none

@@ -166,6 +166,7 @@ def convert(params, bits):
             return {key: turn(value[key], key) for key in value}
         if isinstance(value, (list, tuple)):
             return [turn(one) for one in value]
+        utils.check_numbers(value)  # rounded, what is not a number would become one
         return quantize(value.T, bits).T if name == "wte" else quantize(value, bits) if name == "w" else value
 
     return turn(params)

@@ -7,7 +7,7 @@ On tinyshakespeare that takes two seconds and prints
     models/NAME: 1024 tokens; the text's 1,115,394 characters take 459,913, 2.43 a token
 
 encoder.py replays merges; here they are found. Count how often each pair of neighbouring symbols is in the text,
-join the most frequent one everywhere, and begin again: each round adds one token. Two things make that fast: a text
+join the most frequent one everywhere, and start over: each round adds one token. Two things make that fast: a text
 has few different words, so each is kept once with its count; and a merge changes the pairs only of the words that it
 is in, so only those are counted anew. Of pairs that are equally frequent, the one of the older tokens comes first.
 
@@ -35,7 +35,7 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
     utils.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
     words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in Counter(WORDS.findall(text)).items()]
-    counts, words_with = Counter(), defaultdict(set)  # of each pair: how often it is there, and where
+    counts, words_with = Counter(), defaultdict(set)  # for each pair: how often it occurs, and in which words
     for i, (symbols, n) in enumerate(words):
         for pair in zip(symbols, symbols[1:]):
             counts[pair] += n
@@ -56,7 +56,7 @@ def learn(text, n_vocab):  # str, int -> list of (str, str)
         top = heappop(heap)
         pair = top[-1]
         if top != entry(pair) or counts[pair] == 0:
-            continue  # its count has changed since, and a newer entry says how
+            continue  # its count has changed since, and a newer entry has it
         merges.append(pair)
         ids.setdefault("".join(pair), len(ids))
         bar.update()
@@ -119,7 +119,7 @@ def check_same(merges, folder):
 
 
 def main(text, out, n_vocab=1024):
-    """Learns a vocabulary from a text and prints how many characters of it a token stands for.
+    """Learns a vocabulary from a text and prints how many of its characters there are per token.
 
     Args:
         text: The path of a UTF-8 text; - reads the standard input.

@@ -135,7 +135,9 @@ def row_maker(encoder, text, n_ctx, batch_size, left_out):
         other = Encoder({token: encoder.encoder[token] for token in kept}, filter(None, kept.values()))
         streams.append(np.array(other.encode(text)))
     end_of_text = encoder.encoder["<|endoftext|>"]
-    documents = [[*encoder.encode(document), end_of_text] for document in re.split(r"\r?\n\r?\n", text) if document]
+    documents = [
+        [*encoder.encode(document), end_of_text] for document in re.split(r"\r?\n\r?\n", text) if document
+    ] or [[end_of_text]]
     begins, ended = np.cumsum([0, *map(len, documents)]), np.concatenate(documents)
     begins = begins[begins < len(ended) - n_ctx]
 

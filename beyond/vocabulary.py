@@ -134,7 +134,7 @@ def tokenizer_files(encoder, merges, n_ctx):
     made = {*CHAR_TO_BYTE, *[merge.replace(" ", "") for merge in merges]}
     added = []
     for token, id in encoder.items():
-        if token not in made:  # no merge makes it, so only the text itself could: an added token
+        if token not in made:  # no merge makes it, so it is an added token
             text = bytes([CHAR_TO_BYTE[char] for char in token]).decode("utf-8", "replace")
             added.append(
                 {

@@ -2,7 +2,11 @@ import itertools
 import json
 import os
 from pathlib import Path
+import re
+import select
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -114,6 +118,22 @@ def models_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def short_models_dir(tmp_path_factory):
+    """A folder with a model "short", the beginning of shakespeare, which is compiled in a third of the time."""
+    from beyond import checkpoint
+    import utils
+
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "short").mkdir()
+    _, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    params = {**params, "wpe": params["wpe"][:64], "blocks": params["blocks"][:2]}
+    checkpoint.save_folder(
+        params, {**hparams, "n_ctx": 64, "n_layer": 2}, str(folder / "short"), "shakespeare", str(ROOT / "models")
+    )
+    return folder
+
+
 @pytest.fixture
 def own_models_dir(models_dir, tmp_path):
     return Path(shutil.copytree(models_dir, tmp_path / "models"))
@@ -124,6 +144,14 @@ def encoder():
     from encoder import get_encoder
 
     return get_encoder("data", str(VOCABULARY.parent))
+
+
+# what is slow enough for Ctrl-C to come in between: a token takes at least 30 ms
+SLOW_MODEL = """
+import time, gpt2
+computed = gpt2.hidden_states
+gpt2.hidden_states = lambda *args, **kwargs: time.sleep(0.03) or computed(*args, **kwargs)
+"""
 
 
 def command(*args, program="gpt2.py", **kwargs):
@@ -139,3 +167,47 @@ def assert_error(done, *parts):
     stderr = done.stderr.decode()
     assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1), stderr
     assert stderr.startswith("error: ") and all(part in stderr for part in parts), stderr
+
+
+class Terminal:
+    """Python with args at a pseudo-terminal of its own, of 25 lines and 80 columns. chunks: what was shown, as it came."""
+
+    def __init__(self, *args):
+        import fcntl
+        import pty
+        import termios
+
+        def begin():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches it
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        self.ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
+        env = {**os.environ, "GPT2_MODELS_URL": "http://127.0.0.1:9", "TERM": "xterm", "INPUTRC": os.devnull}
+        streams = dict.fromkeys(["stdin", "stdout", "stderr"], theirs)
+        self.process = subprocess.Popen(
+            [sys.executable, *args], cwd=ROOT, env=env, start_new_session=True, preexec_fn=begin, **streams
+        )
+        os.close(theirs)
+        self.chunks = []
+
+    def read(self, until=None, timeout=60):
+        """What is shown until this text or, with None, the end: the process's. Fails if that does not come."""
+        shown = ""
+        while until is None or until not in shown:
+            assert select.select([self.ours], [], [], timeout)[0], shown
+            try:
+                self.chunks.append(os.read(self.ours, 4096))
+            except OSError:  # the other end is closed
+                assert until is None, shown
+                self.process.wait(timeout)
+                os.close(self.ours)
+                break
+            # some line editors tell the terminal how they want what is pasted
+            shown += re.sub(
+                "\r\n|\x1b\\[[?]2004[hl]\r?", lambda found: "\n" * (found[0] == "\r\n"), self.chunks[-1].decode()
+            )
+        return shown
+
+    def type(self, text):
+        os.write(self.ours, text.encode())

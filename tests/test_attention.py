@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from beyond import attention
+from encoder import Encoder
 import gpt2
 import gpt2_pico
 import utils
@@ -91,6 +92,17 @@ def test_the_numbers_on_the_page_are_the_models(page):
     short = {**params, "blocks": params["blocks"][:2]}  # what the model would say if it ended at its second block
     best = np.argsort(-gpt2_pico.gpt2(np.array(ids), **short, n_head=4)[7])[:10]
     assert data["next"][1][7] == best.tolist()
+
+
+def test_no_token_ends_the_script():
+    params, encoder = (
+        nested(golden.weights(HPARAMS)),
+        Encoder({"</script>": 0, **{chr(i + 64): i for i in range(1, 61)}}, []),
+    )
+    page = attention.page([0, 1, 2], encoder, params, 3)
+    with open(attention.TEMPLATE, encoding="utf-8") as file:
+        assert page.count("</script>") == file.read().count("</script>")
+    assert data_of(page)["names"]["0"] == "</script>"
 
 
 def test_tokens_are_visible():

@@ -74,6 +74,18 @@ def test_engines_are_measured_or_named(tmp_path, monkeypatch):
         benchmark.must(why)
 
 
+@pytest.mark.parametrize("name", ["Hugging Face", "CTranslate2", "CTranslate2 int8", "llama.cpp", "llama.cpp q8_0"])
+def test_peers_that_are_installed(tmp_path, name):
+    """None of the requirements brings these: they are tried where somebody has them."""
+    folder = tmp_path / "random"
+    shutil.copytree(ROOT / "models" / "shakespeare", folder)
+    hparams = {**SHAPE, "n_embd": 96}  # q8_0 wants rows of a multiple of 32
+    checkpoint.save_model(checkpoint.initial_params(**hparams), hparams, str(folder))
+    if (found := benchmark.measure(name, str(folder))) == "not installed":
+        pytest.skip(f"{name} is not installed")
+    assert found.keys() == {"version", *benchmark.WORK}, found
+
+
 def test_what_a_user_can_mend_is_one_line(tmp_path):
     def of(*args):
         return command("-m", "beyond.peers", *args, program=None, cwd=ROOT)

@@ -82,6 +82,28 @@ def test_what_is_held_out_is_a_fifth_of_each_class():
     assert [[labels[i] for i in unseen].count(name) for name in "abc"] == [10, 1, 1]
 
 
+def test_of_a_long_text_the_end_counts(encoder):
+    ids = encoder.encode("To be, or not to be, that is the question")
+    assert classify.encode("To be, or not to be, that is the question", encoder, 5) == ids[-5:]
+
+
+def test_all_classes_weigh_the_same(short_models_dir, tmp_path, monkeypatch):
+    """Nine rows of one class and three of the other."""
+    table, kept = tmp_path / "rows.csv", {}
+
+    def fit(trained, loss, rows, *rest):
+        for seed in range(20):
+            for label, weight in zip(*rows(np.random.default_rng(seed))[2:]):
+                kept[int(label)] = float(weight)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(classify, "fit", fit)
+    table.write_text("text,label\n" + "".join(f"{'x' * i},{'aaab'[i % 4]}\n" for i in range(1, 13)))
+    with pytest.raises(ValueError, match="far enough"):
+        classify.train(str(table), str(tmp_path / "new"), "short", str(short_models_dir), k=0)
+    assert kept == {0: pytest.approx(12 / 2 / 9), 1: pytest.approx(12 / 2 / 3)}
+
+
 def run(*args, **kwargs):
     return command(
         "-m",

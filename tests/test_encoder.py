@@ -122,7 +122,7 @@ def test_contractions_in_every_case(encoder, oracle):
 
 
 @pytest.mark.parametrize(
-    "alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"]
+    "alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123456789 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"]
 )
 def test_equals_tiktoken_where_many_merges_compete(encoder, oracle, alphabet):
     rng = random.Random(alphabet)
@@ -196,6 +196,16 @@ def test_a_long_word_costs_n_log_n(encoder, monkeypatch):
         pops.clear()
         encoder.encode(letters[:n])
         assert n / 2 < len(pops) < 3 * n and max(pops) < n
+
+
+def test_a_list_of_merges_without_a_version_line(tmp_path, encoder, oracle):
+    (tmp_path / "encoder.json").write_bytes((VOCABULARY / "encoder.json").read_bytes())
+    version, merges = (VOCABULARY / "vocab.bpe").read_bytes().split(b"\n", 1)
+    assert version.startswith(b"#version")
+    (tmp_path / "vocab.bpe").write_bytes(merges)
+    found = bpe.get_encoder("", str(tmp_path))
+    assert found.bpe_ranks == encoder.bpe_ranks and len(found.bpe_ranks) == 50000
+    assert found.encode("ROMEO: the thing") == oracle.encode_ordinary("ROMEO: the thing")
 
 
 def test_ids_that_are_not_in_the_vocabulary(encoder):

@@ -144,12 +144,20 @@ def test_errors(tmp_path, name, content, parts):
     assert_error(run(tmp_path / name), *parts)
 
 
+def test_a_perplexity_beyond_all_floats():
+    assert (
+        evaluate.perplexity(2) == "7.39"
+        and evaluate.perplexity(710) == "e^710"
+        and evaluate.perplexity(1e4) == "e^10000"
+    )
+
+
 def test_the_strides_range(tmp_path):
     assert_error(run(HELD_OUT, "--stride=257"), "stride=257", "256")
     assert_error(run(tmp_path / "none.txt"), "No such file", "none.txt")
 
 
-def test_the_papers_figures_stand_where_a_reader_looks():
+def test_the_papers_figures_are_where_a_reader_looks():
     said = command("-m", "beyond.evaluate", "--help", program=None, cwd=ROOT).stdout.decode()
     for figure in "29.41", "18.34", "45.99", "63.24":
         assert figure in said and figure in evaluate.__doc__

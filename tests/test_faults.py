@@ -27,6 +27,7 @@ from beyond import (
     finetune,
     fit,
     gpu,
+    interactive,
     tokenizer,
     train,
 )
@@ -42,6 +43,7 @@ COMMANDS = {
     "lookahead": (combine.chapter(lookahead=True), "prompt"),
     "kernels": (combine.chapter(kernels=True), "prompt"),
     "complete": (complete.main, "prompt"),
+    "interactive": (interactive.main, None),
     "batch": (batch.main, "prompts"),
     "gpu": (gpu.main, "prompt"),
     "evaluate": (evaluate.main, "text"),
@@ -320,6 +322,13 @@ def test_a_link_is_followed(work, name):
         assert (work / "new").is_symlink() and (work / "there" / "real").stat().st_size > 50
 
 
+def test_completions_are_not_written_over_while_they_are_read(work):
+    assert run("batch", *RUNS["batch"])[0] == 0
+    before = tree(work)
+    assert_refused(run("batch", "new", *RUNS["batch"][1:]), "new is the input, too, and would be lost")
+    assert tree(work) == before
+
+
 def test_a_vocabulary_is_not_replaced_by_another(work):
     assert run("tokenizer", *RUNS["tokenizer"])[0] == run("tokenizer", *RUNS["tokenizer"])[0] == 0
     before = tree(work)
@@ -399,6 +408,58 @@ def test_a_state_that_is_damaged_or_foreign(work, name, damage):
     else:
         path.write_bytes(path.read_bytes()[:-100] if damage == "cut" else damage)
     assert_refused(run(name, *RUNS[name]), "new", "remove")
+
+
+def test_a_save_takes_its_own_files_alone(work):
+    """A folder of the user's beside it stays as it is, and what a kill in the middle of a save left goes."""
+    run_killed("finetune", RUNS["finetune"])
+    (work / "new" / "part").mkdir()
+    (work / "new" / "part" / "hparams.json").write_text("mine")
+    (work / "new" / "model.ckpt.part").mkdir()
+    (work / "new" / "model.ckpt.part" / "model.ckpt.data-00000-of-00001.tempstate1").write_text("half")
+    assert run("finetune", *RUNS["finetune"])[0] == 0
+    assert (work / "new" / "part" / "hparams.json").read_text() == "mine"
+    assert sorted(os.listdir("new")) == sorted([*utils.FILES, "part"])
+    assert json.loads((work / "new" / "hparams.json").read_text()) == HPARAMS
+
+
+def test_a_base_that_may_only_be_read(work):
+    for path in (work / "models" / "small").iterdir():
+        path.chmod(0o444)
+    for name in "finetune", "classify train":
+        assert run(name, *RUNS[name])[0] == 0
+        assert all(path.stat().st_mode & 0o200 for path in (work / "new").iterdir())
+        shutil.rmtree("new")
+
+
+def test_a_file_system_without_locks(work, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    status, out, err = run("batch", *RUNS["batch"])
+    assert (status, out) == (0, "new: 2 lines\n") and "note: new cannot be locked (No locks available)" in err
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), utils.locked("models"):
+        pass
+    assert said.getvalue() == "note: models cannot be locked (No locks available): one download at a time\n"
+
+
+def test_a_tilde_is_the_home_folder(work, monkeypatch):
+    """In a flag's value, too, where most shells leave it; but never in a text."""
+    monkeypatch.setenv("HOME", str(work))
+    monkeypatch.chdir("/")
+    model = "--model_size=small", "--models_dir=~/models"
+    expected = run("gpt2", "~/prompts.txt", 3, "small", work / "models")
+    assert run("gpt2", "--prompt=~/prompts.txt", "--n_tokens_to_generate=3", *model) == expected
+    assert run("batch", "--prompts=~/prompts.txt", "--out=~/new", "--n_tokens_to_generate=3", *model)[0] == 0
+    assert run("evaluate", "--text=~/text.txt", *model)[0] == 0
+    assert run("tokenizer", "--text=~/text.txt", "--out=~/words", "--n_vocab=260")[0] == 0
+    assert (work / "new").exists() and (work / "words" / "vocab.bpe").exists() and not Path("/~").exists()
+    for arg in "~/x", "--prompt=~/text.txt", "--text=~/no such file", "--text=~ is a tilde", "--out", "--stop=~":
+        assert utils._at_home(arg) == arg
 
 
 # --- C: one way of reading text ---
@@ -526,6 +587,19 @@ def test_tables_of_any_kind(work, table, part):
         assert_refused(found, "table.csv", part)
 
 
+def test_a_class_is_in_its_own_column(work):
+    """Rows may be shorter than the first one, but not longer: their cells would be under other names."""
+    shutil.copytree(work / "models" / "small", work / "new")
+    np.savez(work / "new" / "cls_head.npz", cls_head=np.ones((16, 2), np.float32), classes=["x", "x"])
+    (work / "table.csv").write_text("text,a,b\nI\nII,1\nIII,1,2\n")
+    status, out, _ = run("classify predict", "table.csv", "new", ".")
+    assert (status, out) == (0, "text,a,b,predicted\nI,,,x\nII,1,,x\nIII,1,2,x\n")
+    (work / "table.csv").write_text("text,label\nI,a\nyes, you,a\n")
+    for name, args in ("classify predict", ["table.csv", "new", "."]), ("classify train", RUNS["classify train"]):
+        shutil.rmtree("new") if name == "classify train" else None
+        assert_refused(run(name, *args), "table.csv, line 3", "3 cells", "2 columns", "quotes")
+
+
 def test_a_class_may_have_any_name(work):
     with open("table.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -603,6 +677,7 @@ def test_a_vocabulary_that_lacks_a_byte(work):
         (None, "", "cut short"),
         (None, "#version: 0.2\n", "cut short"),
         (None, "#version: 0.2\na b\n", "cut short"),
+        (None, "#version: 0.2\na b", "its last line has no end"),
         (None, "#version: 0.2\na\n", "which is not two tokens"),
         ({"中": 0}, None, "256 bytes"),
     ],
@@ -624,7 +699,7 @@ def test_json_of_any_kind(work, content):
         assert_refused(run("gpt2", "a", 2, name, "models"), name)
 
 
-def test_steps_and_minutes_from_the_least_on(work):
+def test_steps_and_minutes_down_to_the_least(work):
     for flags in ["--steps=1"], ["--minutes=0.01"]:
         args = [arg for arg in RUNS["train"] if not arg.startswith("--steps")]
         status, out, err = run("train", *args, *flags)
@@ -732,7 +807,7 @@ def test_a_line_that_fails_does_not_take_the_others_along(work):
 
 
 def test_a_disk_that_is_full(work):
-    """A limit on the size of files stands in for it."""
+    """Here a limit on the size of files, which has the same effect."""
     code = """
 import resource, runpy, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -771,15 +846,60 @@ def test_weights_that_are_no_numbers(work):
     params = checkpoint.initial_params(**HPARAMS)
     params["ln_f"]["b"][0] = np.nan
     checkpoint.save_model(params, HPARAMS, str(work / "models" / "small"))
+    shutil.copytree(work / "models" / "small", work / "models" / "kinds")
+    np.savez(work / "models" / "kinds" / "cls_head.npz", cls_head=np.ones((16, 2), np.float32), classes=["a", "b"])
     model = "--model_size=small", "--models_dir=models"
     for name, args in (
         ("gpt2", ["a", 3]),
+        ("pico", ["a", 3]),
         ("lookahead", ["a", 3]),
         ("gpt2", ["a", 3, "--temperature=1"]),
+        ("complete", ["a", 3]),
+        ("kernels", ["a", 3, "--bits=8"]),
+        ("gpu", ["a", 3]),
         ("batch", ["prompts.txt", "new", 3]),
+        ("attention", ["a", "--out=new.html"]),
         ("evaluate", ["text.txt"]),
+        ("evaluate", ["text.txt", "--tokens"]),
+        ("classify predict", ["a", "--model_size=kinds", "--models_dir=models"]),
     ):
-        assert_refused(run(name, *args, *model), "not", "number", "damaged")
+        assert_refused(run(name, *args, *(model if "kinds" not in str(args) else ())), "not", "number", "damaged")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: ...")])
+def test_memory_that_is_not_there(work, monkeypatch, error):
+    def load(*args):
+        raise error
+
+    monkeypatch.setattr(utils, "load_encoder_hparams_and_params", load)
+    assert_refused(run("gpt2", "a", 2, "small", "models"), "out of memory: take a smaller model")
+
+
+def test_a_model_that_sees_one_token(work):
+    make_model(work / "models" / "small", n_ctx=1)
+    for name, args in (
+        ("evaluate", ["text.txt", "--model_size=small", "--models_dir=models"]),
+        ("finetune", RUNS["finetune"]),
+        ("attention", [arg.replace("O, my", "O") for arg in RUNS["attention"]]),
+        ("train", [arg.replace("n_ctx=16", "n_ctx=1").replace("new", "one") for arg in RUNS["train"]]),
+    ):
+        assert run(name, *args)[0] == 0, name
+        shutil.rmtree("new", ignore_errors=True)
+        Path("new").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("text", ["\n" * 3000, "word " * 600, "a"])
+def test_texts_of_hardly_any_words(work, text):
+    (work / "text.txt").write_text(text)
+    for n_vocab in 257, 258, 300:
+        found = run("train", *RUNS["train"], f"--n_vocab={n_vocab}")
+        if text == "a" or n_vocab == 300:
+            assert_refused(found, "text", "give a longer text")
+        else:
+            assert found[0] == 0, found
+            shutil.rmtree("new")
+    found = run("finetune", *RUNS["finetune"])
+    assert found[0] == 0 or len(text) == 1 and assert_refused(found, "text.txt", "give a longer text") is None, found
 
 
 NASTY = [
@@ -820,6 +940,7 @@ LIGHT = [
     "lookahead",
     "kernels",
     "complete",
+    "interactive",
     "batch",
     "gpu",
     "evaluate",
@@ -841,6 +962,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
     model = {"model_size": "small", "models_dir": "models"}
     good = {
         "gpt2": {"prompt": "O, my", **model},
+        "interactive": model,
         "batch": {"prompts": "prompts.txt", "out": "new", **model},
         "evaluate": {"text": "text.txt", **model},
         "attention": {"prompt": "O, my", "out": "new", **model},
@@ -1001,6 +1123,9 @@ def test_closed_and_odd_streams(work):
     assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "3")) == (0, good.stdout)
     assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "-3")) == (1, b"")
     assert_error(sh("<&-", "-", "3"), "the standard input is closed")
+    code = "import os, utils; utils.run(lambda: [os.path.samestat(os.fstat(i), os.stat(os.devnull)) for i in (0, 2)])"
+    line = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]  # no file takes their numbers
+    assert subprocess.run(line, capture_output=True, cwd=ROOT).stdout == b"[True, True]\n"
     done = sh("<.", "-", "3")
     assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
 
@@ -1114,4 +1239,4 @@ def test_an_encoder_in_many_threads(encoder):
         assert found == [50000] * 4
     import pickle
 
-    assert pickle.loads(pickle.dumps(fresh)).encode("To be, or not to be") == encoder.encode("To be, or not to be")
+    assert pickle.loads(pickle.dumps(fresh)).encode("a theorized Zxqy") == encoder.encode("a theorized Zxqy")

@@ -73,7 +73,7 @@ def test_nothing_changes_before_the_first_step_and_then_what_the_method_says(par
         assert float(loss(moved(params, trained), row, None, params)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_adapter_is_a_network_behind_each_half_of_the_block(params):
+def test_an_adapter_is_a_network_after_each_half_of_the_block(params):
     trained, n_head, x = (
         moved(params, finetune.begin(params, "adapter", 1, 3, 0)),
         HPARAMS["n_head"],
@@ -112,25 +112,22 @@ def test_gradients_are_finite_differences(params, method):
             np.testing.assert_allclose((both[0] - both[1]) / 2e-5, (gradients[i] * way).sum(), rtol=1e-5, atol=1e-9)
 
 
-def run(data, out, *flags, **kwargs):
-    env = {"JAX_PLATFORMS": "cpu"}
-    return command(
-        "-m",
-        "beyond.finetune",
-        str(data),
-        f"--out={out}",
-        "--model_size=shakespeare",
-        "--batch_size=4",
-        *flags,
-        program=None,
-        cwd=ROOT,
-        env=env,
-        timeout=300,
-        **kwargs,
-    )
+@pytest.fixture(scope="module", autouse=True)
+def models(short_models_dir):
+    run.models_dir = str(short_models_dir)
+    return run.models_dir
 
 
-SAID = r"([\d,]+) of 2,915,328 parameters trained \(([\d.]+)%\); held-out loss ([\d.]+) before, ([\d.]+) after (\d+) steps; (.*)\n"
+def words(data, out, *flags):
+    base = "--model_size=short", f"--models_dir={run.models_dir}"
+    return ["-m", "beyond.finetune", str(data), f"--out={out}", *base, "--batch_size=4", *flags]
+
+
+def run(*args):
+    return command(*words(*args), program=None, cwd=ROOT, env={"JAX_PLATFORMS": "cpu"}, timeout=300)
+
+
+SAID = r"([\d,]+) of 1,099,008 parameters trained \(([\d.]+)%\); held-out loss ([\d.]+) before, ([\d.]+) after (\d+) steps; (.*)\n"
 
 
 @pytest.fixture(scope="module")
@@ -141,50 +138,70 @@ def code(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "method, n, name", [("lora", 36864, "lora.npz"), ("adapter", 39264, "adapter.npz"), ("last_k", 445248, None)]
+    "method, n, name", [("lora", 12288, "lora.npz"), ("adapter", 13088, "adapter.npz"), ("last_k", 445248, None)]
 )
-def test_it_learns_and_the_rest_stays(code, tmp_path, method, n, name):
+def test_it_learns_and_the_rest_stays(code, models, tmp_path, method, n, name):
     done = run(code, tmp_path / "coder", f"--method={method}", "--k=1", "--steps=20", "--eval_every=10")
     said = re.search(SAID, done.stdout.decode())
     assert done.returncode == 0 and said, done.stderr.decode()
-    assert int(said[1].replace(",", "")) == n and float(said[2]) == round(100 * n / 2915328, 2)
+    assert int(said[1].replace(",", "")) == n and float(said[2]) == round(100 * n / 1099008, 2)
     before, after = float(said[3]), float(said[4])
     assert after < before - 1 and said[5] == "20" and (name or utils.DATA) in said[6]
-    encoder, hparams, base = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+    encoder, hparams, base = utils.load_encoder_hparams_and_params("short", models)
     content = code.read_text("utf-8")
     ids = np.array(encoder.encode(content[len(content) * 9 // 10 :]))
-    windows = [ids[i : i + 257] for i in range(0, len(ids) - 256, 256)]
+    windows = [ids[i : i + 65] for i in range(0, len(ids) - 64, 64)]
     assert np.mean([pico_losses(base, window, 4) for window in windows]) == pytest.approx(before, abs=6e-5)
     assert not list((tmp_path / "coder").glob("train*"))
     if method == "adapter":
-        assert os.path.getsize(tmp_path / "coder" / name) < 200_000
+        assert os.path.getsize(tmp_path / "coder" / name) < 70_000
         return
     _, _, learned = utils.load_encoder_hparams_and_params("coder", str(tmp_path))
     assert np.mean([pico_losses(learned, window, 4) for window in windows]) == pytest.approx(after, abs=6e-5)
     stay = [path for (path, a), (_, b) in zip(flat(base), flat(learned)) if (a == b).all()]
-    assert len(stay) == (len(flat(base)) - 6 if method == "lora" else len(flat(base)) - 14)
+    assert len(stay) == (len(flat(base)) - 2 if method == "lora" else len(flat(base)) - 14)
     assert command("def ", "3", "coder", str(tmp_path)).returncode == 0
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(tmp_path / "coder" / "model.ckpt"))
-    assert (reader.get_tensor("model/h5/attn/c_attn/w")[0] == learned["blocks"][5]["attn"]["c_attn"]["w"]).all()
+    assert (reader.get_tensor("model/h1/attn/c_attn/w")[0] == learned["blocks"][1]["attn"]["c_attn"]["w"]).all()
 
 
-def test_what_the_docstring_shows(code, tmp_path, capsys):
+def test_the_learning_rate_is_the_one_that_was_given(code, models, tmp_path):
+    """Adam's first step is as long as the learning rate."""
+    (tmp_path / "text.txt").write_text(code.read_text("utf-8")[:3000], "utf-8")
+    finetune.main(
+        str(tmp_path / "text.txt"),
+        str(tmp_path / "new"),
+        "short",
+        models,
+        "head",
+        steps=1,
+        learning_rate=0.25,
+        batch_size=1,
+    )
+    before, after = (
+        utils.load_encoder_hparams_and_params(*one)[2] for one in (("short", models), ("new", str(tmp_path)))
+    )
+    assert np.abs(after["ln_f"]["b"] - before["ln_f"]["b"]).max() == pytest.approx(0.25, rel=0.01)
+
+
+def test_what_the_docstring_shows(code, models, tmp_path, capsys):
     """The adapter's file, run by NumPy, is the model whose held-out loss was told."""
     done = run(code, tmp_path / "coder", "--method=adapter", "--steps=4", "--eval_every=4")
     after = float(re.search(SAID, done.stdout.decode())[4])
     snippet = textwrap.dedent(re.search(r"    import gpt2, utils\n(    .*\n)+", finetune.__doc__)[0])
     names = {}
-    exec(
-        snippet.replace("models/coder", str(tmp_path / "coder")).replace('"models"', repr(str(ROOT / "models"))), names
-    )
+    for shown, here in ("models/coder", str(tmp_path / "coder")), ('"models"', repr(models)), ("shakespeare", "short"):
+        assert shown in snippet
+        snippet = snippet.replace(shown, here)
+    exec(snippet, names)
     assert capsys.readouterr().out.strip()
-    content, encoder = code.read_text("utf-8"), get_encoder("shakespeare", str(ROOT / "models"))
+    content, encoder = code.read_text("utf-8"), get_encoder("short", models)
     ids, found = np.array(encoder.encode(content[len(content) * 9 // 10 :])), []
-    for i in range(0, len(ids) - 256, 256):
-        logits = names["model"].gpt2(ids[i : i + 256], **names["params"], n_head=4)
-        found.append(-np.log(gpt2.softmax(logits)[np.arange(256), ids[i + 1 : i + 257]]))
+    for i in range(0, len(ids) - 64, 64):
+        logits = names["model"].gpt2(ids[i : i + 64], **names["params"], n_head=4)
+        found.append(-np.log(gpt2.softmax(logits)[np.arange(64), ids[i + 1 : i + 65]]))
     assert np.mean(found) == pytest.approx(after, abs=1e-4)
 
 
@@ -221,14 +238,14 @@ def test_tasks_are_learned_and_answers_end(tmp_path):
         .format(instruction="Who rules?", input="Scotland")
     )
     assert prompt == finetune.prompt_of("Who rules?", "Scotland") == "Instruction: Who rules?\nInput: Scotland\nAnswer:"
-    done = command(prompt, "--model_size=kings", f"--models_dir={tmp_path}")
+    done = command(prompt, "20", "--model_size=kings", f"--models_dir={tmp_path}")
     assert done.stdout.decode() == " Duncan\n"
 
 
-def test_the_loss_counts_the_answers_alone(tmp_path):
-    encoder, _, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
+def test_the_loss_counts_the_answers_alone(models, tmp_path):
+    encoder, _, params = utils.load_encoder_hparams_and_params("short", models)
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in TASKS))
-    learned, unseen = finetune.read(tmp_path / "tasks.jsonl", encoder, 256)
+    learned, unseen = finetune.read(tmp_path / "tasks.jsonl", encoder, 64)
     assert len(learned[0]) == len(learned[1]) == 27 and len(unseen[0]) == 3
     loss = finetune.loss_of("full", 4)
     for task, ids, counts in zip(TASKS, *learned):
@@ -243,19 +260,8 @@ def test_the_loss_counts_the_answers_alone(tmp_path):
 def test_a_killed_run_goes_on_to_the_same_weights(code, tmp_path):
     flags = "--method=lora", "--steps=12", "--eval_every=4"
     assert run(code, tmp_path / "whole", *flags).returncode == 0
-    args = [
-        sys.executable,
-        "-m",
-        "beyond.finetune",
-        str(code),
-        f"--out={tmp_path}/killed",
-        "--model_size=shakespeare",
-        "--batch_size=4",
-        *flags,
-    ]
-    with subprocess.Popen(
-        args, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as process:
+    args, env = [sys.executable, *words(code, tmp_path / "killed", *flags)], {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         while b"step 4" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -274,9 +280,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(code, tmp_path):
         ("a.txt", "", [], ["a.txt is empty"]),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n' * 9, [], ["9 tasks", "10 or more"]),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n', [], ["line 2", "output"]),
-        ("a.jsonl", '{"instruction": "a", "output": "' + "b " * 300 + '"}\n', [], ["line 1", "256", "tokens"]),
+        ("a.jsonl", '{"instruction": "a", "output": "' + "b " * 300 + '"}\n', [], ["line 1", "64", "tokens"]),
         ("a.txt", "To be " * 500, ["--method=prefix"], ["method='prefix'", "lora"]),
-        ("a.txt", "To be " * 500, ["--method=last_k", "--k=7"], ["k=7", "n_layer is 6"]),
+        ("a.txt", "To be " * 500, ["--method=last_k", "--k=3"], ["k=3", "n_layer is 2"]),
         ("a.txt", "To be " * 500, ["--learning_rate=0"], ["learning_rate=0"]),
         ("a.txt", "To be " * 500, ["--rank=0"], ["rank=0"]),
     ],

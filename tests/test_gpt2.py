@@ -77,6 +77,12 @@ def test_layer_norm_and_linear():
         X.shape,
     )
     check(gpt2.linear(X, w, b), x @ w + b, X.shape)
+    x = x / 500  # so that eps counts
+    check(
+        gpt2.layer_norm(X / np.float32(500), 1, 0),
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
+        X.shape,
+    )
 
 
 def test_attention_and_mha_look_at_each_position_alone():
@@ -96,6 +102,15 @@ def test_attention_and_mha_look_at_each_position_alone():
                 check(gpt2.attention(np.float32(q), np.float32(k), np.float32(v), 0)[4:], heads[-1][None], (1, d))
         rows.append(np.concatenate(heads) @ c_proj["w"] + c_proj["b"])
     check(gpt2.mha(X, c_attn, c_proj, n_head), np.array(rows), X.shape)
+
+
+@pytest.mark.parametrize("module", [gpt2, gpt2_pico])
+def test_no_score_is_so_high_that_the_mask_lets_it_through(module):
+    """Scores of the first query from 20,000, its own key's, to 100,000, the last one's."""
+    c_attn = {"w": np.tile(100 * np.eye(12, dtype=np.float32), 3), "b": np.zeros(36, np.float32)}
+    c_proj = {"w": np.eye(12, dtype=np.float32), "b": np.zeros(12, np.float32)}
+    x = np.outer(np.arange(1, 6), np.ones(12)).astype(np.float32)
+    np.testing.assert_allclose(module.mha(x, c_attn, c_proj, 3), 100 * x, rtol=1e-6)
 
 
 def test_the_block_adds_to_its_input():
@@ -214,12 +229,15 @@ def test_top_p_is_the_smallest_set_that_reaches_it(top_p, kept):
     rng = Rng()  # four equal scores have a probability of exactly a quarter each
     gpt2.sample(np.zeros(4, np.float32), 1.0, None, top_p, rng)
     assert (rng.p > 0).sum() == kept
+    gpt2.sample(np.tile(np.float32([0, 1]), 32), 1.0, None, top_p, rng)  # of equal ones the first, on every machine
+    best_first = [*range(1, 64, 2), *range(0, 64, 2)]
+    assert np.flatnonzero(rng.p).tolist() == sorted(best_first[: np.count_nonzero(rng.p)])
 
 
 def test_the_seed_decides():
     params = random_model(0, **LONG)
     draw = lambda seed: gpt2.generate([5], params, 4, 30, temperature=2, seed=seed)
-    assert draw(1) == draw(1) != draw(2) and draw(None) != draw(None)
+    assert draw(0) == draw(0) != draw(1) == draw(1) != draw(2) and draw(None) != draw(None)
     assert gpt2.generate([5], params, 4, 30, temperature=2, top_k=1) == gpt2.generate([5], params, 4, 30)
 
 

@@ -24,6 +24,15 @@ HPARAMS = {
     "n_head": 8,
     "n_layer": 2,
 }  # 61 tokens divide over no number of devices
+
+
+def negative(params):
+    """The same ids, but all logits below 0, the logit of the rows that fill the vocabulary up."""
+    wte, b = params["wte"].copy(), params["ln_f"]["b"].copy()
+    wte[:, 0], b[0] = -1, 50
+    return {**params, "wte": wte, "ln_f": {**params["ln_f"], "b": b}}
+
+
 PROMPTS = [[1, 2, 3], [4], list(range(40)), [60, 59], [7] * 11]
 
 
@@ -59,9 +68,9 @@ import json, os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import golden, jax
 from conftest import nested
-from test_gpu import HPARAMS, PROMPTS
+from test_gpu import HPARAMS, PROMPTS, negative
 from beyond import gpu
-params = nested(golden.weights(HPARAMS))
+params = negative(nested(golden.weights(HPARAMS)))
 print(json.dumps([gpu.generate(PROMPTS, params, 8, 8, gpu.make_mesh(mesh)) for mesh in {meshes}]))
 w = gpu.place(params, 8, gpu.make_mesh({meshes}[-1]))["blocks"][0]["mlp"]["c_fc"]["w"]
 print(w.addressable_shards[0].data.shape)
@@ -75,6 +84,8 @@ def test_meshes_of_eight_devices(params):
     )
     assert done.returncode == 0, done.stderr.decode()
     found, shape = done.stdout.decode().splitlines()
+    params = negative(params)
+    assert gpt2.gpt2(PROMPTS[2], **params, n_head=8).max() < -10
     assert json.loads(found) == [[gpt2.generate(ids, params, 8, 8) for ids in PROMPTS]] * 3
     assert shape == "(48, 24)"  # an eighth of the columns on each
 

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,36 @@ def test_openais_names_are_for_openais_models(both, tmp_path, monkeypatch):
     digests = {name: digest(both / "124M" / name) for name in (utils.DATA, "encoder.json", "vocab.bpe")}
     monkeypatch.setitem(utils.SHA256, "124M", digests)
     huggingface.fetch(str(both / "there"), str(tmp_path / "124M"))
+
+
+@pytest.mark.parametrize(
+    "size, name", [("124M", "gpt2"), ("355M", "gpt2-medium"), ("774M", "gpt2-large"), ("1558M", "gpt2-xl")]
+)
+def test_where_openais_address_fails_the_hub_is_named(tmp_path, size, name):
+    models = tmp_path / "my models"
+    done = command("a", "4", size, str(models))
+    assert_error(done, "cannot fetch http://127.0.0.1:9/")
+    _, _, line = done.stderr.decode().strip().partition("Hugging Face has it, too: ")
+    way = ["fetch", f"openai-community/{name}", "--out", str(models / size)]
+    assert shlex.split(line) == ["python", "-m", "beyond.huggingface", *way]
+
+
+def test_what_a_download_has_left_unfinished_is_replaced(both, tmp_path, monkeypatch):
+    """The way that the error names is open whichever of the seven files is missing; a whole model stays."""
+    digests = {name: digest(both / "124M" / name) for name in (utils.DATA, "encoder.json", "vocab.bpe")}
+    monkeypatch.setitem(utils.SHA256, "124M", digests)
+    for missing in "encoder.json", utils.DATA, "vocab.bpe":
+        there = shutil.copytree(both / "124M", tmp_path / missing / "124M")
+        (there / missing).rename(there / f"{missing}.part")
+        shutil.copytree(there, there.with_name("mine"))
+        huggingface.fetch(str(both / "there"), str(there))
+        assert sorted(os.listdir(there)) == sorted(utils.FILES)
+        for refused in there, there.with_name("mine"):
+            with pytest.raises(ValueError, match="is there already"):
+                huggingface.fetch(str(both / "there"), str(refused))
+        (there / "hparams.json").rename(there / "notes.txt")
+        with pytest.raises(ValueError, match="is there already"):
+            huggingface.fetch(str(both / "there"), str(there))
 
 
 # --- the way there ---

@@ -1,3 +1,5 @@
+from unittest import mock
+
 from conftest import ROOT, assert_error, command, nested
 import golden
 from hypothesis import given, settings
@@ -39,16 +41,37 @@ def test_exp():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 70), st.sampled_from([1, 12, 64, 66, 80, 130]), st.sampled_from([1, 3, 36, 64, 101, 128, 448]), SIZES
+    st.integers(1, 140),
+    st.sampled_from([1, 12, 64, 66, 80, 130]),
+    st.sampled_from([1, 3, 36, 64, 101, 128, 448]),
+    SIZES,
 )
 def test_products(n, n_in, n_out, scale):
     """Whole numbers times a power of two, whose sums are exact in any order: so the product is, too."""
     rng, scale = np.random.default_rng(n), np.float32(2.0 ** np.floor(np.log2(scale)))
     x, w = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((n, n_in), (n_in, n_out)))
     for matrix in w, np.ascontiguousarray(w.T).T:
-        found = (x * scale) @ kernels.prepare({"w": matrix})["w"]
+        prepared = kernels.prepare({"w": matrix})["w"]
+        found = (x * scale) @ prepared
         assert type(found) is np.ndarray
         np.testing.assert_array_equal(found, np.float32(x @ w) * scale)
+        np.testing.assert_array_equal((x[-1] * scale) @ prepared, found[-1])
+        with mock.patch.object(kernels, "MOST_ROWS", 64):  # as where registers are small
+            np.testing.assert_array_equal((x * scale) @ prepared, found)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 5), st.sampled_from([1, 2, 9, 70, 300]), st.sampled_from([3, 64, 80]))
+def test_linear_and_ffn(seed, n, n_embd):
+    x, c_fc, c_proj = (
+        numbers(seed, n, n_embd),
+        *(
+            {"w": numbers(seed, *shape), "b": numbers(seed, shape[1])}
+            for shape in [(n_embd, 4 * n_embd), (4 * n_embd, n_embd)]
+        ),
+    )
+    near(kernels.linear(x, **c_fc), gpt2.linear(x, **c_fc), 100)
+    near(kernels.ffn(x, c_fc, c_proj), gpt2.ffn(x, c_fc, c_proj), 1e4)
 
 
 @settings(max_examples=80, deadline=None)

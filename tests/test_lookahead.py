@@ -79,7 +79,13 @@ def test_guesses_are_what_followed_before():
     guess = lookahead.guess
     assert guess([1, 2, 3], {}, 0) == []
     assert guess([5, 1, 2, 3, 9, 8, 1, 2, 3], {}, 0) == ([9, 8, 1, 2, 3] * 4)[: lookahead.LONGEST]
-    assert guess([1, 2, 9, 1, 3, 1, 2], {}, 0)[:5] == [9, 1, 3, 1, 2]  # two before one, though one stood later
+    assert guess([1, 2, 9, 1, 3, 1, 2], {}, 0)[:5] == [
+        9,
+        1,
+        3,
+        1,
+        2,
+    ]  # a match of two ids goes first, though one of one id comes later
     assert guess([4, 4], {}, 0) == [4] * lookahead.LONGEST
     followers, ids = {}, np.random.default_rng(0).integers(0, 4, 60).tolist()
     for n in range(1, 61):  # brought up to date step by step, or all at once

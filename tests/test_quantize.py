@@ -1,8 +1,10 @@
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from conftest import ROOT, assert_error, command
 from hypothesis import given, settings
@@ -114,3 +116,27 @@ def test_a_kill_while_it_is_written_leaves_nothing_taken_for_whole(models):
     assert not (folder / "model.int8").exists()
     quantize.load("mine", str(models))
     assert (folder / "model.int8").exists() and not [*folder.glob("*part*")]
+
+
+def test_two_starts_at_once_write_one_file(models):
+    """Each gives the same text, and what is left is whole."""
+    command = [sys.executable, "-m", "beyond.quantize", "ROMEO:", "--model_size=mine", f"--models_dir={models}"]
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) for _ in range(3)]
+    texts = {process.communicate(timeout=120)[0] for process in started}
+    assert [process.returncode for process in started] == [0, 0, 0] and len(texts) == 1
+    assert run(models).stdout in texts and not [*(models / "mine").glob("*part*")]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to(models):
+    (models / "mine").chmod(0o500)
+    try:
+        assert_error(run(models), f"cannot write {models / 'mine' / 'model.int8'}", "name another file with weights")
+    finally:
+        (models / "mine").chmod(0o700)
+
+
+def test_a_full_disk_leaves_nothing(models, monkeypatch):
+    monkeypatch.setattr(quantize.files, "write_whole", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="cannot write .*model.int8: No space left on device; name another file"):
+        quantize.load("mine", str(models))

@@ -56,7 +56,7 @@ def test_the_held_out_loss_is_what_the_readme_says():
 
 
 def test_the_samples_are_what_it_says():
-    """Each command in both READMEs that runs this model prints what stands below it."""
+    """Each command in both READMEs that runs this model prints what is shown below it."""
     shown = re.findall(
         r"```\n(?:[^\n]*&& )?(?:\.venv/bin/)?python (gpt2\.py [^\n]*--model_size shakespeare[^\n]*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
         README + MODEL_README,

@@ -46,7 +46,7 @@ def test_the_merges_are_those_of_the_tokenizers_library():
 
 
 def frequencies(merges, pair):
-    """How often a pair stands in TEXT once these merges are made: counted anew, over the whole text."""
+    """How often a pair occurs in TEXT after these merges, counted over the whole text."""
     encoder = Encoder({token: 0 for token in BYTE_TO_CHAR.values()}, merges)
     total = 0
     for word in tokenizer.WORDS.findall(TEXT):
@@ -64,6 +64,12 @@ def test_each_merge_was_the_most_frequent_pair():
         pairs = [pair for word in words for pair in zip(word, word[1:])]
         assert pairs.count(merge) == max(map(pairs.count, set(pairs)))
         words = [tokenizer.join(word, merge) for word in words]
+
+
+def test_of_equally_frequent_pairs_the_older_tokens_come_first():
+    """ab and z are as often side by side as c and d, but ab is a newer token than c."""
+    assert tokenizer.learn("abz\nabz\nabq\ncd\ncd", 259) == [("a", "b"), ("c", "d")]
+    assert tokenizer.learn("ba\nab", 258) == [("a", "b")]
 
 
 @settings(max_examples=500, deadline=None)

@@ -118,14 +118,29 @@ def test_the_glossary_links_to_where_a_term_is_explained():
     entries = re.findall(r"^- \[(.*?)\]\(#(.*?)\): ", glossary, re.M)
     assert len(entries) == len(glossary.strip().splitlines()) > 60
     assert entries == sorted(entries, key=lambda entry: entry[0].lower())
-    parts = {}
-    for part in re.split(r"^(?=##+ )", re.sub(r"^```.*?^```$", "", ENGLISH, flags=re.M | re.S), flags=re.M)[1:]:
-        if not part.startswith("### Exercises"):
-            parts[anchor(part.partition("\n")[0].lstrip("# "))] = part.lower()
+    parts = parts_of(ENGLISH)
     for terms, link in entries:
         for term in terms.split(", "):
             stem = term.lower().removesuffix("ing").removesuffix("ion")
             assert stem in parts[link], f"{term} is not in {link}"
+
+
+def test_the_chinese_glossary_has_the_same_entries():
+    english, chinese = (re.findall(r"^- \[(.*?)\]\(#(.*?)\)[:：（](.*)", page, re.M) for page in (ENGLISH, CHINESE))
+    same_place = dict(zip(*(anchors(path) for path in blocks.PAGES), strict=True))
+    assert [same_place[link] for _, link, _ in english] == [link for _, link, _ in chinese]
+    parts = parts_of(CHINESE)
+    for terms, link, rest in chinese:
+        names = rest.partition("）：")[0] if "）：" in rest else terms  # those in parentheses
+        for term in re.split("[、，]", f"{terms}、{names}"):
+            assert term.lower() in parts[link], f"{term} is not in {link}"
+
+
+def parts_of(page):
+    """{anchor of a heading: what is below it up to the next one, in small letters}, without code and exercises."""
+    parts = re.split(r"^(?=##+ )", re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S), flags=re.M)[1:]
+    parts = [part for part in parts if not re.match("### (Exercises|练习)", part)]
+    return {anchor(part.partition("\n")[0].lstrip("# ")): part.lower() for part in parts}
 
 
 def test_what_the_page_teaches_is_right_by_the_checker(tmp_path):

@@ -1,0 +1,129 @@
+"""Does a test fail if something is wrong? By hand, some of these faults or all, which takes a while:
+
+    python tests/mutations.py            # all
+    python tests/mutations.py encoder    # those whose file, text or tests have this word
+
+Each is made in a copy of the repository, where the tests named beside it then have to fail. Without it they have to pass.
+"""
+
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = Path(__file__).resolve().parent.parent
+MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k of the tests that notice)
+    # the model
+    ("gpt2.py", "(0.044715 * scale)", "(0.0447 * scale)", "gpt2", "gelu"),
+    ("gpt2.py", "np.exp(x - x.max(axis=-1, keepdims=True))", "np.exp(x)", "gpt2", "test_softmax"),
+    ("gpt2.py", "eps=1e-5", "eps=1e-6", "gpt2", "layer_norm"),
+    ("gpt2.py", "(q / q.shape[-1] ** 0.5)", "(q / q.shape[-1])", "gpt2", "each_position_alone"),
+    ("gpt2.py", "* -1e10 if", "* -1e3 if", "gpt2", "so_high"),
+    ("gpt2_pico.py", "-1e10", "-1e3", "gpt2", "so_high"),
+    ("gpt2.py", "past + j, past + i, dtype", "past + j, i, dtype", "gpt2", "in_chunks"),
+    ("gpt2.py", "k[:, : past + j], v[:, : past + j]", "k[:, : past + i + 1], v[:, : past + i + 1]", "gpt2", "in_chunks"),
+    ("gpt2.py", "wpe[past : past + len(inputs)]", "wpe[: len(inputs)]", "gpt2", "in_chunks"),
+    ("gpt2.py", "return x + ffn(", "return ffn(", "gpt2", "adds_to_its_input"),
+    # sampling
+    ("gpt2.py", "logits.astype(np.float64)", "logits", "gpt2", "sampling_means"),
+    ("gpt2.py", "np.cumsum(probs[order])[:-1] >= top_p", "np.cumsum(probs[order])[:-1] > top_p", "gpt2", "smallest_set"),
+    ("gpt2.py", ', kind="stable")', ")", "gpt2", "smallest_set"),
+    ("gpt2.py", "-min(top_k, len(logits))", "-top_k", "gpt2", "sampling_means"),
+    ("gpt2.py", "max(temperature, 1e-200)", "temperature", "faults", "least_to_the_greatest"),
+    ("gpt2.py", "np.random.default_rng(seed)", "np.random.default_rng(seed or None)", "gpt2", "seed_decides"),
+    ("gpt2.py", "if np.isnan(logits).any():", "if False:", "faults", "no_numbers"),
+    # tokens
+    ("encoder.py", r"| [ ]?[\p{N}]+ ", r"| [\p{N}]+ ", "encoder", "tiktoken"),
+    ("encoder.py", r"| \s+(?!\S)  ", r"| \s+  ", "encoder", "tiktoken"),
+    ("encoder.py", "(?:[sdmt]|ll|ve|re)", "(?:[sdmt]|ll|ve)", "encoder", "contractions"),
+    ("encoder.py", '"A-Za-z").replace(r"\\p{N}", "0-9")', '"A-Za-z").replace(r"\\p{N}", "0-8")', "encoder", "tiktoken"),
+    ("encoder.py", "if end[i] != j or end[j] != k:", "if end[j] != k:", "encoder", "compete"),
+    ("encoder.py", "if i > 0 and (rank", "if i > 1 and (rank", "encoder", "compete"),
+    ("encoder.py", '.decode("utf-8", self.errors)', '.decode("utf-8", "replace")', "encoder", "bytes_that"),
+    ("encoder.py", '"utf-16", "replace")', '"utf-16", "ignore")', "encoder", "surrogates"),
+    ("encoder.py", "list(bpe_merges)", "bpe_merges", "faults", "encoder_in_many_threads"),
+    ("encoder.py", 'if merges[0].startswith("#version"):', "if True:", "encoder", "version_line"),
+    ("encoder.py", 'if merges[-1:] != [""]:', "if False:", "faults", "vocabulary_that_is_none"),
+    # a download
+    ("utils.py", "timeout=TIMEOUT", "timeout=None", "download", "stalls"),
+    ("utils.py", "min(int(after), 60)", "int(after)", "download", "trouble_that_passes"),
+    ("utils.py", "tries = 1 if file.tell() > longest else tries + 1", "tries += 1", "download", "dropped"),
+    ("utils.py", 'if status == 416 and content_range == f"bytes */{have}":', "if status == 416:", "download", "earlier"),
+    ("utils.py", "if total is not None and file.tell() != total:", "if False:", "download", "ends_early"),
+    ("utils.py", "if found.hexdigest() != digest:", "if False:", "download", "not_the_models"),
+    ("utils.py", "if error.errno is None:", "if False:", "download", "certificates"),
+    # a checkpoint
+    ("utils.py", "if found not in (shape, [1, *shape]):", 'if found == "missing" or math.prod(found) != math.prod(shape):',
+     "load", "names_types"),
+    ("utils.py", "if dtype not in FLOATS:", "if False:", "load", "names_types"),
+    ("utils.py", "any(dtype != 1 or offset", "any(offset", "load", "any_other_layout"),
+    ("utils.py", 'np.uint8, "c"', 'np.uint8, "r+"', "load", "file_alone"),
+    ("utils.py", '"wte": params["wte"][:n]', '"wte": params["wte"]', "faults", "never_chosen"),
+    ("beyond/checkpoint.py", "0.02 / math.sqrt(2 * n_layer)", "0.02 / math.sqrt(n_layer)", "train", "are_gpt2s"),
+    # the command line, and files
+    ("utils.py", "except MemoryError:", "except ZeroDivisionError:", "faults", "memory_that"),
+    ("utils.py", ', (bool, np.bool_))', ", ())", "gpt2", "filled_exactly"),
+    ("utils.py", '.removesuffix("\\n").removesuffix("\\r")', '.removesuffix("\\n")', "faults", "byte_order_marks"),
+    ("utils.py", "os.open(os.devnull, os.O_RDWR)", "pass", "faults", "odd_streams"),
+    ("utils.py", "path = os.path.expanduser(value)", "path = value", "faults", "tilde"),
+    ("utils.py", "if np.isnan(array).any():", "if False:", "faults", "no_numbers"),
+    ("beyond/files.py", "os.path.samefile(path, other)", "False", "faults", "while_they_are_read"),
+    ("beyond/files.py", "if differing := [", "if differing := False and [", "faults", "other_settings_are"),
+    # the chapters
+    ("beyond/attention.py", '.replace("<", "\\\\u003c")', "", "attention", "ends_the_script"),
+    ("beyond/batch.py", "seed + number", "seed", "batch", "command"),
+    ("beyond/classify.py", "[-n_ctx:]", "[:n_ctx]", "classify", "end_counts"),
+    ("beyond/classify.py", "[len(labels) / len(classes) / count[label] for", "[1 for", "classify", "weigh_the_same"),
+    ("beyond/classify.py", "if len(row) > len(header):", "if False:", "faults", "own_column"),
+    ("beyond/evaluate.py", "loss < 700", "loss < 7000", "evaluate", "beyond_all_floats"),
+    ("beyond/evaluate.py", "max(1, hparams", "max(0, hparams", "faults", "sees_one_token"),
+    ("beyond/finetune.py", "learning_rate=learning_rate or RATES[method]", "learning_rate=RATES[method]",
+     "finetune", "was_given"),
+    ("beyond/fit.py", "lambda x: x.ndim > 1", "lambda x: True", "train", "decay"),
+    ("beyond/fit.py", "weight_decay=weight_decay,", "", "train", "decay"),
+    ("beyond/fit.py", "schedule(learning_rate / (n + 1), ", "schedule(0, ", "train", "rises_at_once"),
+    ("beyond/fit.py", "steps, 0.02 * learning_rate)", "steps, learning_rate)", "train", "rises_at_once"),
+    ("beyond/fit.py", "optax.clip_by_global_norm(1),\n        optax", "optax", "train", "longer_than_1"),
+    ("beyond/fit.py", "optax.clip_by_global_norm(1),\n        muon", "muon", "train", "longer_than_1"),
+    ("beyond/fit.py", 'MuonDimensionNumbers() if path[0].key == "blocks" and x.ndim == 2 else None', "None",
+     "train", "all_directions"),
+    ("beyond/gpu.py", "jnp.where(jnp.arange(logits.shape[1]) < n_vocab, logits, -jnp.inf)", "logits", "gpu", "eight_devices"),
+    ("beyond/lookahead.py", "if luck >= 2", "if luck >= 0", "lookahead", "at_worst"),
+    ("beyond/tokenizer.py", "-counts[pair], ids[pair[0]], ids[pair[1]], pair", "-counts[pair], pair",
+     "tokenizer", "equally_frequent"),
+    ("beyond/train.py", "or [[end_of_text]]", "", "faults", "hardly_any"),
+]  # fmt: skip
+
+
+def passes(folder, file, words):
+    """Whether the tests pass there. Exits if none of them could be run."""
+    args = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"tests/test_{file}.py", "-k", words]
+    done = subprocess.run(args, cwd=folder, capture_output=True, text=True)
+    if done.returncode > 1:
+        sys.exit(f"tests/test_{file}.py -k {words} could not be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def main(word=""):
+    chosen, survived, checked = [one for one in MUTATIONS if word in " ".join(one)], [], set()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(ROOT, Path(folder, "copy"), ignore=shutil.ignore_patterns(".*", "*M", "__pycache__"))
+        for file, old, new, *tests in chosen:
+            path = copy / file
+            source = path.read_text("utf-8")
+            if source.count(old) != 1:
+                sys.exit(f"{file} has {old!r} {source.count(old)} times: write this mutation anew")
+            if tuple(tests) not in checked and not passes(copy, *tests):
+                sys.exit(f"tests/test_{tests[0]}.py -k {tests[1]} fails without any mutation")
+            checked.add(tuple(tests))
+            path.write_text(source.replace(old, new), "utf-8")
+            verdict = "survived" if passes(copy, *tests) else "caught"
+            path.write_text(source, "utf-8")
+            survived += [file] * (verdict == "survived")
+            print(f"{verdict}  {file}: {old!r} -> {new!r}", flush=True)
+    sys.exit(f"{len(survived)} of {len(chosen)} survived" if survived or not chosen else 0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
