@@ -99,6 +99,8 @@ SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m
     "shakespeare": ["held_out_loss", "speech"],
     "batch": ["killed"],
     "lookahead": ["on_text"],
+    "notebooks": ["every_cell"],
+    "parts": ["learns"],
     "load": ["any_other_layout", "both_ways", "names_types", "any_byte"],
     "attention": ["browser", "keys", "picture"],
     "page": [""],

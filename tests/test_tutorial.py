@@ -315,7 +315,7 @@ def test_the_two_languages_of_a_picture_differ_in_words_only():
             assert a.isascii() or not re.search("[一-鿿]", a)
             if a != b:
                 assert re.search("[一-鿿]", b) and sorted(re.findall(r"\d", a)) == sorted(re.findall(r"\d", b)), (a, b)
-    source = "".join((FOLDER / name).read_text("utf-8") for name in ("figures.py", "inside.py"))
+    source = "".join((FOLDER / name).read_text("utf-8") for name in ("figures.py", "inside.py", "parts.py"))
     assert all(text.replace("\n", "\\n") in source for text in CHINESE_WORDS)  # none is left over
 
 

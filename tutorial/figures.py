@@ -21,6 +21,7 @@ import gpt2
 from tutorial.drawing import arrow, bar, box, graph, legend, line, note, row_of, sheet, title, write
 from tutorial.inside import architecture, embeddings, heads, layers, load, mask, names_of, query, split
 from tutorial.labels import CHINESE
+from tutorial.parts import parts
 import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -185,10 +186,10 @@ def checkpoint(say):
     wide = 478
     _, hparams, params = load()
     blocks = [(f"h{i}", params["blocks"][i], BLUE) for i in range(hparams["n_layer"])]
-    parts = [*blocks, ("ln_f", params["ln_f"], PURPLE), ("wpe", params["wpe"], GREEN), ("wte", params["wte"], GREEN)]
-    axes, total, x = sheet(226), sum(size_of(part) for _, part, _ in parts), 0
+    pieces = [*blocks, ("ln_f", params["ln_f"], PURPLE), ("wpe", params["wpe"], GREEN), ("wte", params["wte"], GREEN)]
+    axes, total, x = sheet(226), sum(size_of(part) for _, part, _ in pieces), 0
     title(axes, 0, 9, say("model.ckpt.data: {:,} numbers of 4 bytes, one after the other", total))
-    for name, part, color in parts:
+    for name, part, color in pieces:
         width = wide * size_of(part) / total
         bar(axes, x, 24, max(width - 1, 0.8), 32, color)
         if name != "ln_f":
@@ -292,6 +293,7 @@ FIGURES = [
     sampling,
     shift,
     loss,
+    parts,
     bpe,
     checkpoint,
     layers,
