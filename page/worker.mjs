@@ -40,7 +40,15 @@ self.fetch = async (url) => {
   return new Response(await file(name).promise, { headers: { "Content-Type": type } });
 };
 
+// Python is compiled while its script is still being read.
+function compile() {
+  const module = self.fetch("pyodide.asm.wasm").then(WebAssembly.compileStreaming);
+  WebAssembly.instantiateStreaming = async (response, imports) => ({
+    module: await module, instance: await WebAssembly.instantiate(await module, imports) });
+}
+
 async function start({ wheels, sources }) {
+  compile();
   const [{ loadPyodide }, { default: createPyodideModule }] = await Promise.all(
     ["pyodide.mjs", "pyodide.asm.mjs"].map(moduleOf));
   const python = await loadPyodide({
