@@ -39,7 +39,7 @@ def look(inputs, params, n_head):
     kept, weights, states, n = [], [], [], len(inputs)
 
     def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
-        kept.append(softmax((q / q.shape[-1] ** 0.5) @ k.swapaxes(-1, -2) + mask))
+        kept.append(softmax(q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5 + mask))
         return kept[-1] @ v
 
     model, x = variant(gpt2, attention=attention), params["wte"][inputs] + params["wpe"][:n]
