@@ -28,6 +28,10 @@ def pictures_of(notebook):
     return {source.split('"')[1]: data["image/png"] for source, data in found}
 
 
+def stdout_of(outputs):
+    return "".join(one.text for one in outputs if one.get("name") == "stdout")
+
+
 def code_of(notebook):
     """The code of each cell, without what is a comment and no more."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
@@ -144,7 +148,7 @@ def test_every_cell_prints_what_is_below_it(tmp_path):
     client.execute(env={**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]})
     told = 0
     for cell, old in zip(notebook.cells, before):
-        said, should = ("".join(one.get("text", "") for one in outputs) for outputs in (cell.get("outputs", []), old))
+        said, should = map(stdout_of, (cell.get("outputs", []), old))
         if cell.source == notebooks.CHECK.strip():
             told += said.count("still to do") // 10
         elif not cell.source.startswith("%%writefile"):

@@ -58,8 +58,10 @@ def test_each_model_has_the_parts_that_it_says(name):
     params = jax.tree.map(lambda x: (x + rng.standard_normal(x.shape)).astype(np.float32), params)
     full, model = parts.whole(params, N_CTX), parts.model_of(has)
 
-    def last(*inputs):
-        return np.array(model.gpt2(np.array(inputs), **full, n_head=has.n_head))[-1]
+    run = jax.jit(lambda inputs: model.gpt2(inputs, **full, n_head=has.n_head))
+
+    def last(*inputs):  # what comes after them changes nothing
+        return np.array(run(np.array([*inputs, 5, 6][:3])))[len(inputs) - 1]
 
     looks_back = name not in ("embeddings", "positions")
     assert np.allclose(last(1, 2, 3), last(4, 2, 3), atol=1e-4) != looks_back
@@ -72,7 +74,7 @@ def test_each_model_has_the_parts_that_it_says(name):
 def test_each_model_learns(name, ids, monkeypatch):
     """In two steps. Muon, which takes long to compile, is tried with one of them."""
     has = parts.MODELS[name]
-    has = has._replace(n_layer=min(2, has.n_layer))
+    has = has._replace(n_layer=min(1, has.n_layer))
     if name != "heads":
         monkeypatch.setattr(parts.fit, "muon_and_adamw", lambda *_, **__: optax.adam(0.05))
     settings = {"n_ctx": N_CTX, "n_embd": N_EMBD, "batch_size": 4, "learning_rate": 0.01, "seed": 0, "steps": 2}
