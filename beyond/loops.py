@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 
+from beyond import checkpoint
 import utils
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 256, "n_embd": 192, "n_head": 6, "n_layer": 6}
@@ -33,7 +34,7 @@ def picogpt(muon=False):
     """A function of the number of a step that makes it and returns the loss."""
     import jax
 
-    from beyond import checkpoint, fit, gpu, parallel, train
+    from beyond import fit, gpu, parallel, train
 
     mesh = parallel.all_devices()
     made = (functools.partial(fit.muon_and_adamw, weight_decay=0.1) if muon else fit.adamw)(1000, learning_rate=1e-3)
