@@ -4,6 +4,8 @@
 
 compares them, each in a process of its own, in turns; a peer that is not installed is left out. The model in PyTorch is
 GPT-2 from torch.nn's layers, with its own fused attention, and AdamW, as in https://github.com/karpathy/nanoGPT.
+By the processors' time, which other work on a machine does not disturb, a step took 0.55 s in both, and 0.69 with Muon
+(PyTorch 2.13 in one thread, JAX 0.10.2, 2 x AMD EPYC).
 """
 
 import functools
@@ -16,6 +18,7 @@ import time
 
 import numpy as np
 
+from beyond import checkpoint
 import utils
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 256, "n_embd": 192, "n_head": 6, "n_layer": 6}
@@ -31,7 +34,7 @@ def picogpt(muon=False):
     """A function of the number of a step that makes it and returns the loss."""
     import jax
 
-    from beyond import checkpoint, fit, gpu, parallel, train
+    from beyond import fit, gpu, parallel, train
 
     mesh = parallel.all_devices()
     made = (functools.partial(fit.muon_and_adamw, weight_decay=0.1) if muon else fit.adamw)(1000, learning_rate=1e-3)

@@ -1008,7 +1008,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_a_line(work, name):
 def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     """Up to the first step: the steps themselves take seconds, and are tried elsewhere."""
 
-    def begin(*args):
+    def begin(*args, **more):
         raise ValueError("it began")
 
     module = sys.modules[COMMANDS[name][0].__module__]
@@ -1021,7 +1021,7 @@ def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     )
     words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
     for flag, value in itertools.product(all_flags(name), NASTY):
-        if flag.startswith("n_") and value == "9" * 25:
+        if flag.startswith("n_") and value == "9" * 25 or (flag, value) == ("dry_run", "True"):
             continue
         status, _, err = found = run(name, *words, f"--{flag}={value}")
         assert status == 1 and "Traceback" not in err and "Warning" not in err, (flag, value, found)
