@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beyond import checkpoint, files, fit, train, variant
+from beyond.parallel import all_devices
 from beyond.style import BLUE, GREEN, GREY, ORANGE
 from tutorial.drawing import bar, legend, sheet, write
 import utils
@@ -149,10 +150,11 @@ def train_one(has, learned, unseen, n_vocab, n_ctx, n_embd, batch_size, steps, l
         return learned[rng.integers(len(learned) - n_ctx, size=(batch_size, 1)) + np.arange(n_ctx + 1)]
 
     optimizer = fit.muon_and_adamw(steps, learning_rate, weight_decay=0.1)
-    update, state = fit.updater(loss, optimizer, seed), optimizer.init(params)
-    params = jax.tree.map(jnp.array, params)  # a copy, as update reuses its memory
+    update = fit.updater(loss, optimizer, seed, all_devices())
+    tree = jax.tree.map(jnp.array, params), optimizer.init(params), None  # a copy, as update reuses its memory
     for step in tqdm(range(steps), "training", leave=False, disable=None):
-        params, state, _ = update(params, state, rows(np.random.default_rng([seed, step]))[None], step)
+        tree, _ = update(tree, rows(np.random.default_rng([seed, step]))[None], step)
+    params = tree[0]
     return measure(whole(params, n_ctx), unseen, has.n_head, n_ctx), sum(x.size for x in jax.tree.leaves(params))
 
 
