@@ -583,7 +583,7 @@ def test_a_source_that_brings_python_down_does_no_harm(visit):
 
 @in_browser
 def test_the_checker_says_what_tutorial_check_says(visit, tmp_path):
-    source = SOURCE.replace("x /= x.sum(axis=-1, keepdims=True)", "x /= x.sum()")
+    source = SOURCE.replace("return x / x.sum(axis=-1, keepdims=True)", "return x / x.sum()")
     (tmp_path / "mine.py").write_text(source, "utf-8")
     found = visit.ask("return (await engine.check(args[0], 'softmax')).report", source)
     assert found == report(check_file(tmp_path / "mine.py", "softmax")) and "one sum for all" in found
