@@ -60,6 +60,11 @@ WORDS = regex.compile(BRANCHES, regex.VERBOSE)
 ASCII_WORDS = re.compile(BRANCHES.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), re.VERBOSE | re.ASCII)
 
 
+def to_bytes(chars):
+    """The bytes of tokens, which are written in the byte alphabet."""
+    return bytes([CHAR_TO_BYTE[char] for char in chars])
+
+
 class Encoder:
     """A vocabulary (token -> id) and its merges: pairs of tokens by rank, any iterable."""
 
@@ -100,13 +105,13 @@ class Encoder:
             chars = "".join([self.decoder[id] for id in ids])
         except KeyError as error:
             raise ValueError(f"token id {error} is not one of the {len(self.decoder)} in the vocabulary") from None
-        return bytes([CHAR_TO_BYTE[char] for char in chars]).decode("utf-8", self.errors)
+        return to_bytes(chars).decode("utf-8", self.errors)
 
     def decode_stream(self, ids):
         """Yields decode(ids) in pieces, one for each id as it comes: whole characters, which may take several ids."""
         decoder = getincrementaldecoder("utf-8")(self.errors)
         for id in ids:
-            yield decoder.decode(bytes([CHAR_TO_BYTE[char] for char in self.decoder[id]]))
+            yield decoder.decode(to_bytes(self.decoder[id]))
         if rest := decoder.decode(b"", final=True):
             yield rest
 
@@ -118,7 +123,7 @@ class Encoder:
         try:
             return tuple([self.encoder[symbol] for symbol in self.merge(symbols)])
         except KeyError as error:
-            data = bytes([CHAR_TO_BYTE[char] for char in error.args[0]]).hex(" ")
+            data = to_bytes(error.args[0]).hex(" ")
             raise ValueError(f"the vocabulary has no token for the bytes {data} of {word!r}") from None
 
     def merge(self, symbols):

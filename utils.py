@@ -526,6 +526,12 @@ def check_inputs(inputs, params, n_tokens_to_generate, *options):
         raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
 
 
+def check_switch(name, value):
+    """Raises ValueError unless the flag is on or off."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False: write --{name} alone")
+
+
 def check_numbers(array):
     """The array, weights or what a model makes of them. Raises ValueError if something in it is not a number."""
     if np.isnan(array).any():

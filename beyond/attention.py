@@ -24,7 +24,7 @@ import sys
 import numpy as np
 
 from beyond import files, variant
-from encoder import CHAR_TO_BYTE
+from encoder import to_bytes
 import gpt2
 from gpt2 import layer_norm, softmax
 import utils
@@ -68,7 +68,7 @@ def next_tokens(states, params, n=10):
 
 def visible(token):
     """A token made visible: · for a space, hexadecimal for bytes that are not a whole character."""
-    data = bytes(CHAR_TO_BYTE[char] for char in token) if token != "<|endoftext|>" else token.encode()
+    data = to_bytes(token)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -107,7 +107,6 @@ def main(prompt: str = None, *, out="attention.html", model_size="124M", models_
         prompt: The text to look at; - reads the standard input.
         out: The path of the page.
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
     """
     prompt = utils.read_prompt(prompt)
     files.check_file(out, lambda file: MARK in file.read(200))

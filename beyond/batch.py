@@ -153,15 +153,8 @@ def main(
         out: The path of the file for the completions, a JSON object in each line.
         n_tokens_to_generate: How many tokens to add to each, 0 or more; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
-        temperature: 0 always takes the most probable token; the higher it is, the more chance has a say.
-        top_k: At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.
-        top_p: Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.
         seed: 0 or more: line n of the file is what gpt2.py gives with the seed seed + n - 1.
         batch_size: How many prompts at a time, 1 to 4096. Each needs memory for a cache of up to n_ctx tokens.
-        kernels: Compiles the small layers: beyond/kernels.py.
-        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
-        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     from tqdm import tqdm
 

@@ -88,8 +88,7 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
     utils.check("n_samples", n_samples, 1, 10000)
     utils.check("repetition_penalty", repetition_penalty, 1e-3, 1e3)
     for name, value in ("keep_end", keep_end), ("fit", fit), ("kernels", kernels):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name}={value!r} must be True or False: write --{name} alone")
+        utils.check_switch(name, value)
     prompt = utils.read_prompt(prompt)
     model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
     inputs, n_ctx = utils.encode_prompt(encoder, prompt), hparams["n_ctx"]

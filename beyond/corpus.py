@@ -98,6 +98,11 @@ def vocabulary(folder):
     return get_encoder(name, parent)
 
 
+def contents(folder):
+    """{filename: text} of the vocabulary in a folder."""
+    return {name: files.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
+
+
 def dtype_of(encoder):
     return np.dtype("<u2" if len(encoder.encoder) <= 2**16 else "<u4")
 
@@ -230,18 +235,18 @@ def main(*texts, out, model_size: str = None, models_dir="models", n_vocab=50257
         raise ValueError(f"{' and '.join(texts)}: nothing is in it; give a text to learn from")
     if model_size:
         folder = utils.folder_of(model_size, models_dir)
-        contents = {name: files.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
-        settings = {"vocabulary": hashlib.sha256("".join(contents.values()).encode()).hexdigest()}
+        found = contents(folder)
+        settings = {"vocabulary": hashlib.sha256("".join(found.values()).encode()).hexdigest()}
     else:
         settings = {"n_vocab": n_vocab, "sample": hashlib.sha256("".join(map(digest, some)).encode()).hexdigest()}
     check_out(out, settings)
     paths = [os.path.join(out, name) for name in ("encoder.json", "vocab.bpe")]
     if not all(map(os.path.exists, paths)):
         if not model_size:
-            contents = tokenizer.contents(tokenizer.learn((text for piece in some for text, _ in piece), n_vocab))
+            found = tokenizer.contents(tokenizer.learn((text for piece in some for text, _ in piece), n_vocab))
         os.makedirs(out, exist_ok=True)
         files.write_text(os.path.join(out, LOG), json.dumps(settings) + "\n")
-        for name, text in contents.items():
+        for name, text in found.items():
             files.write_text(os.path.join(out, name), text)
     whole = itertools.chain(some, whole) if once else read_pieces(texts)
     cores, total = (cores, None) if "-" in texts else (cores if n_bytes > 2 * PIECE else 1, n_bytes)

@@ -193,12 +193,8 @@ def main(
         text: The path of a text; - reads the standard input. If it ends in .jsonl, of passages, {"text": ...} in each
             line, whose last words are scored.
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
         tokens: Prints a line of JSON for each token of a text instead: {"id": ..., "token": ..., "logprob": ...}.
-        kernels: Compiles the small layers: beyond/kernels.py.
-        bits: 8 or 4: quantizes the weights: beyond/quantize.py.
-        weights: Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.
     """
     model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
     stride = max(1, hparams["n_ctx"] // 2) if stride is None else stride

@@ -118,6 +118,12 @@ def place(params, n_head, mesh, dtype="float32"):
     return jax.tree_util.tree_map_with_path(put, {**params, "wte": wte})
 
 
+def check_dtype(dtype):
+    """Raises ValueError unless it is one that models run in."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
+
+
 def check_heads(n_head, mesh):
     """Raises ValueError unless the heads divide over the mesh's axis "model"."""
     if n_head % (n := mesh.shape["model"]):
@@ -242,9 +248,7 @@ def main(
 
     Args:
         prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside gpt2.py.
         lines: Takes each line of the prompt for a prompt of its own, and prints a line of JSON for each completion, or
             {"error": ...}.
         mesh: DATAxMODEL: how many groups of devices share the prompts, and how many devices in each share the weights.
@@ -254,10 +258,8 @@ def main(
         process_id: Which one this is, from 0 to n_processes - 1.
     """
     utils.check_options(n_tokens_to_generate)
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
-    if not isinstance(lines, bool):
-        raise ValueError(f"lines={lines!r} must be True or False: write --lines alone")
+    check_dtype(dtype)
+    utils.check_switch("lines", lines)
     join(coordinator, n_processes, process_id)
     devices = make_mesh(mesh)
     prompt = utils.read_prompt(prompt)

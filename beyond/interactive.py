@@ -35,7 +35,7 @@ import sys
 import numpy as np
 
 from beyond import combine, variant
-from encoder import CHAR_TO_BYTE
+from encoder import to_bytes
 import utils
 
 HELP = r"""A text goes on from where it is; Enter alone: the model goes on. Ctrl-C stops it, Ctrl-D ends the program.
@@ -76,7 +76,7 @@ def cut(encoder, ids, n_ctx):  # list of int -> list of int
     for i in range(first, last):
         if BEGINS.search(f"{encoder.decode(ids[max(0, i - 3) : i])}\0{encoder.decode(ids[i : i + 1])}"):
             return ids[i:]
-    whole = (i for i in range(first, last) if CHAR_TO_BYTE[encoder.decoder[ids[i]][0]] & 0xC0 != 0x80)
+    whole = (i for i in range(first, last) if to_bytes(encoder.decoder[ids[i]])[0] & 0xC0 != 0x80)
     return ids[next(whole, first) :]  # not from within a character
 
 

@@ -322,30 +322,35 @@ def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / 
             attend_head(q[h], k[h], v[h], seen[h // shared], out[h])
 
 
-def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [n_q, h * d]
+def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
     """Query i looks at its first seen[i] keys; n heads after one another have a row of seen in common."""
     k, v = (x if x.strides[1:] == (4 * x.shape[2], 4) else np.ascontiguousarray(x) for x in (k, v))
-    out = np.empty((q.shape[1], q.shape[0], q.shape[2]), np.float32)
-    _attend(q, k, v, seen, out.swapaxes(0, 1))
-    return out.reshape(len(out), -1)
+    # the heads of a query side by side, as gpt2.mha joins them without a copy
+    out = np.empty((q.shape[1], q.shape[0], q.shape[2]), np.float32).swapaxes(0, 1)
+    _attend(q, k, v, seen, out)
+    return out
 
 
 def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [..., n_q, n_k] -> [..., n_q, d]
     """As gpt2.attention; of the mask it only takes how many keys each query may look at, always the first ones."""
     (*heads, n_q, d), n_k = q.shape, k.shape[-2]
     seen = np.full((1, n_q), n_k) if np.ndim(mask) == 0 else np.count_nonzero(mask == 0, axis=-1).reshape(-1, n_q)
-    found = attend(*(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)), seen)
-    return found.reshape(n_q, -1, d).swapaxes(0, 1).reshape(*heads, n_q, d)
+    return attend(*(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)), seen).reshape(*heads, n_q, d)
 
 
 def causal_attention(q, k, v):  # [n_head, n_q, d], [n_head, n_k, d], [n_head, n_k, d] -> [n_head, n_q, d]
-    n_head, n_q, d = q.shape
-    seen = np.arange(k.shape[1] - n_q + 1, k.shape[1] + 1)[None]
-    return attend(q, k, v, seen).reshape(n_q, n_head, d).swapaxes(0, 1)
+    return attend(q, k, v, np.arange(k.shape[1] - q.shape[1] + 1, k.shape[1] + 1)[None])
 
 
-layers = {"gelu": gelu, "layer_norm": layer_norm, "linear": linear, "ffn": ffn}
-model = variant(gpt2, **layers, attention=attention, causal_attention=causal_attention)
+model = variant(
+    gpt2,
+    gelu=gelu,
+    layer_norm=layer_norm,
+    linear=linear,
+    ffn=ffn,
+    attention=attention,
+    causal_attention=causal_attention,
+)
 
 
 if __name__ == "__main__":

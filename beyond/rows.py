@@ -5,12 +5,11 @@ ids, too, made text again, a few hundred characters, and encoded once more. What
 seed and the number of the step, so it is the same on any number of devices and processes.
 """
 
-import os
 import re
 
 import numpy as np
 
-from beyond import corpus, files, tokenizer
+from beyond import corpus, tokenizer
 from encoder import BYTE_TO_CHAR, Encoder
 
 HELD_OUT = 2**20  # tokens, at most, of a corpus
@@ -29,8 +28,7 @@ def from_corpus(folder):
     """The same of a corpus, whose ids stay where they are."""
     encoder, ids, _ = corpus.load(folder)
     cut = len(ids) - min(len(ids) // 10, HELD_OUT)
-    contents = {name: files.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
-    return encoder, ids[:cut], ids[cut:], contents
+    return encoder, ids[:cut], ids[cut:], corpus.contents(folder)
 
 
 def check_length(ids, n_ctx, what):

@@ -297,10 +297,8 @@ def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
     check_settings(settings, optional, **SIZES, **shares, minutes=(0.01, 1e6), weight_decay=(0.0, 100.0))
     if micro_batch_size is not None:
         utils.check("micro_batch_size", micro_batch_size, 1, 10**6)
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
-    if not isinstance(rematerialize, bool):
-        raise ValueError(f"rematerialize={rematerialize!r} must be True or False: write --rematerialize alone")
+    gpu.check_dtype(dtype)
+    utils.check_switch("rematerialize", rematerialize)
     if not isinstance(dry_run, bool) and str(dry_run) not in plan.DEVICES:
         raise ValueError(f"dry_run={dry_run!r} must be one of {', '.join(plan.DEVICES)}: or write --dry_run alone")
     if (settings["steps"] is None) == (settings["minutes"] is None):

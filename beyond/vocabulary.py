@@ -14,7 +14,7 @@ Where a tokenizer there puts a space before every text (add_prefix_space), the p
 import json
 import os
 
-from encoder import BYTE_TO_CHAR, CHAR_TO_BYTE
+from encoder import BYTE_TO_CHAR, CHAR_TO_BYTE, to_bytes
 
 FILES = ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"]
 END = "<|endoftext|>"
@@ -135,7 +135,7 @@ def tokenizer_files(encoder, merges, n_ctx):
     added = []
     for token, id in encoder.items():
         if token not in made:  # no merge makes it, so it is an added token
-            text = bytes([CHAR_TO_BYTE[char] for char in token]).decode("utf-8", "replace")
+            text = to_bytes(token).decode("utf-8", "replace")
             added.append(
                 {
                     "id": id,

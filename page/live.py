@@ -7,8 +7,8 @@ The probabilities come out of sample, whose random generator is one that keeps w
 page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists and arrays.
 """
 
-import codecs
 import inspect
+import itertools
 import json
 import math
 import sys
@@ -18,10 +18,10 @@ import types
 import numpy as np
 
 from beyond.attention import visible
-from encoder import CHAR_TO_BYTE
+from encoder import to_bytes
 import utils
 
-# gpt2.generate, in a check, wants a progress bar, of which there is none in a browser
+# what a reader writes may want a progress bar, of which there is none in a browser
 sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, **kwargs: steps))
 
 FILE = "gpt2.py"  # in a traceback
@@ -184,10 +184,9 @@ def start():
     vocabulary = []
     for id in range(n_vocab):
         token = encoder.decoder[id]
-        data = token.encode() if id == END else bytes(CHAR_TO_BYTE[char] for char in token)
         rank, *parts = made.get(token, (None,))
         parts = [encoder.encoder[part] for part in parts] or None
-        vocabulary.append({"text": visible(token), "bytes": data.hex(" "), "parts": parts, "rank": rank})
+        vocabulary.append({"text": visible(token), "bytes": to_bytes(token).hex(" "), "parts": parts, "rank": rank})
     with open("/home/pyodide/page/breaks.json", encoding="utf-8") as file:
         breaks = json.load(file)
     return {"source": SOURCE, "hparams": hparams, "vocabulary": vocabulary, "breaks": breaks}
@@ -306,11 +305,11 @@ def generate(prompt, settings, n):
     if settings.get("seed") is not None:
         version.rng = np.random.default_rng(settings["seed"])
     yield {"more": True, "ids": ids}
-    text, n_new, room = codecs.getincrementaldecoder("utf-8")("replace"), 0, min(n, n_ctx - len(ids))
-    for id in version.next_ids(ids, room, *options):
+    n_new, room = 0, min(n, n_ctx - len(ids))
+    new_ids, same = itertools.tee(version.next_ids(ids, room, *options))
+    for id, text in zip(new_ids, encoder.decode_stream(same)):
         n_new += 1
-        token = b"<|endoftext|>" if id == END else bytes(CHAR_TO_BYTE[char] for char in encoder.decoder[id])
-        yield {"more": True, "id": id, "text": text.decode(token)}
+        yield {"more": True, "id": id, "text": text}
     yield {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
 
 

@@ -86,13 +86,14 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("beyond/fit.py", "steps, 0.02 * learning_rate)", "steps, learning_rate)", "train", "rises_at_once"),
     ("beyond/fit.py", "optax.clip_by_global_norm(1),\n        optax", "optax", "train", "longer_than_1"),
     ("beyond/fit.py", "optax.clip_by_global_norm(1),\n        muon", "muon", "train", "longer_than_1"),
-    ("beyond/fit.py", 'MuonDimensionNumbers() if path[0].key == "blocks" and x.ndim == 2 else None', "None",
+    ("beyond/fit.py", 'MuonDimensionNumbers(0, tuple(range(1, x.ndim))) if is_matrix else None', "None",
      "train", "all_directions"),
     ("beyond/gpu.py", "jnp.where(jnp.arange(logits.shape[1]) < n_vocab, logits, -jnp.inf)", "logits", "gpu", "eight_devices"),
     ("beyond/lookahead.py", "if luck >= 2", "if luck >= 0", "lookahead", "at_worst"),
     ("beyond/tokenizer.py", "-counts[pair], ids[pair[0]], ids[pair[1]], pair", "-counts[pair], pair",
      "tokenizer", "equally_frequent"),
-    ("beyond/train.py", "or [[end_of_text]]", "", "faults", "hardly_any"),
+    ("beyond/rows.py", "return found[: n_ctx + 1] if len(found) > n_ctx else piece", "return found[: n_ctx + 1]",
+     "train", "rows_are_pieces"),
 ]  # fmt: skip
 
 
