@@ -22,8 +22,10 @@ DEVICES = {  # as their makers' data sheets have them: {dtype: operations a seco
     "A100": ({"bfloat16": 312e12, "float32": 19.5e12}, 80e9),
     "L4": ({"bfloat16": 121e12, "float32": 30e12}, 24e9),
 }
-MEASURED = {"cpu": 0.4}  # MFU, of beyond.train's own shape, by the time of the cores
-ASSUMED = 0.3  # where nothing was measured
+# MFU: on CPUs of beyond.train's own shape, by the time of the cores; on one H100 of OpenAI's smallest shape in bfloat16,
+# of the rate that a product has there and of the data sheet's
+MEASURED = {"cpu": 0.4, "gpu": 0.21, "H100": 0.165}
+ASSUMED = 0.2  # where nothing was measured
 
 
 def n_params(hparams):
@@ -66,7 +68,8 @@ def memory(hparams, rows, n_model=1, rematerialize=False, ema=0.0):
 
     Weights of four bytes, as many gradients twice, one moment (Muon) or two (AdamW), the average; beside them either
     activations or what the optimizer needs. How many numbers a token leaves in a block and in the logits until the way
-    back was read off what XLA says that it takes; tests/test_plan.py compares.
+    back was read off what XLA says that it takes on a CPU; tests/test_parallel.py compares. For a GPU it joins more: 16
+    rows of OpenAI's smallest shape in bfloat16 took 22 GB on an H100, where this says 58.
     """
     n, n_ctx, n_embd, n_head, n_layer = n_params(hparams), *(hparams[name] for name in utils.HPARAMS[1:])
     matrices = 12 * n_layer * n_embd**2
@@ -83,7 +86,7 @@ def devices_of(kind, mesh, dtype):
     if kind in DEVICES:
         n_data, n_model = gpu.mesh_sizes(mesh or "1x1")
         rates, limit = DEVICES[kind]
-        return kind, n_data, n_model, rates[dtype] * n_data * n_model, limit, ASSUMED
+        return kind, n_data, n_model, rates[dtype] * n_data * n_model, limit, MEASURED.get(kind, ASSUMED)
     n_data, n_model = gpu.mesh_sizes(mesh or f"{jax.device_count()}x1")
     first = jax.devices()[0]
     limit = (first.memory_stats() or {}).get("bytes_limit")  # a CPU's is that of the machine
@@ -95,18 +98,18 @@ def devices_of(kind, mesh, dtype):
 def describe(kind, hparams, steps, minutes, batch_size, mesh, micro_batch_size, dtype, rematerialize, ema):
     """What --dry_run prints. kind: one of DEVICES, or True for this machine; the rest are flags of beyond.train."""
     name, n_data, n_model, rate, limit, mfu = devices_of(kind, mesh, dtype)
-    n, a_step = n_params(hparams), batch_size * hparams["n_ctx"]
-    steps = steps or max(1, int(60 * minutes * rate * mfu / (6 * n * a_step)))
+    a_token, a_step = flops(hparams), batch_size * hparams["n_ctx"]
+    steps = steps or max(1, int(60 * minutes * rate * mfu / (a_token * a_step)))
     rows = micro_batch_size or (1 if name == "cpu" else math.ceil(batch_size / n_data))
     stays, more = memory(hparams, rows, n_model, rematerialize, ema)
     way_out = 'does not fit: a smaller micro_batch_size, --rematerialize or more devices along "model" take less'
     fits = "fits" if stays + more < 0.9 * limit else way_out
-    hours = 6 * n * a_step * steps / (rate * mfu) / 3600
+    work = a_token * a_step * steps
     return (
-        f"{n:,} parameters, {a_step * steps:,} tokens in {steps:,} steps of {a_step:,}\n"
+        f"{n_params(hparams):,} parameters, {a_step * steps:,} tokens in {steps:,} steps of {a_step:,}\n"
         f"on {n_data * n_model} x {name}, {rate / 1e12:,.3g} TFLOP/s in {dtype} together\n"
         f"memory of each (estimate): {stays / 1e9:.1f} GB of weights, moments and average, {more / 1e9:.1f} GB for a "
         f"step\nwith {rows} rows at a time; of {limit / 1e9:.0f} GB, it {fits}\n"
-        f"time (estimate): 6 x parameters x tokens = {6 * n * a_step * steps:.2g} operations, at an MFU of {mfu:.0%} "
-        f"{hours:,.1f} hours"
+        f"time (estimate): 6 operations for a parameter, more for attention, {a_token / 1e6:.4g} million for a token,\n"
+        f"{work:.2g} in all; at an MFU of {mfu:.1%} {work / (rate * mfu) / 3600:,.1f} hours"
     )

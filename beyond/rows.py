@@ -51,8 +51,9 @@ def without_merges(encoder, share, rng):
 def row_maker(encoder, ids, n_ctx, batch_size, left_out=0.0, by_blank_lines=False):
     """rows(rng) -> ids [batch_size, n_ctx + 1]: pieces of the text whose ids are given.
 
-    Half of the rows are cut up otherwise: by one of 16 encoders, each with a share left_out of the merges missing. Who
-    sees a text cut up differently each time learns less by heart (https://arxiv.org/abs/1910.13267).
+    Three rows in four are cut up otherwise: by one of 128 encoders (of a large vocabulary, 16), each with a share
+    left_out of the merges missing. Who sees a text cut up differently each time learns less by heart
+    (https://arxiv.org/abs/1910.13267).
     by_blank_lines: these separate documents. Then one row in eight begins with one, and <|endoftext|> takes their
     place, so that a prompt that begins like a document is continued to that one's end and no further.
     Raises ValueError if there are no more than n_ctx ids.
@@ -60,7 +61,8 @@ def row_maker(encoder, ids, n_ctx, batch_size, left_out=0.0, by_blank_lines=Fals
     check_length(ids, n_ctx, "the text without its last tenth")
     rng, end = np.random.default_rng(0), encoder.encoder.get("<|endoftext|>")
     exact = Encoder(encoder.encoder, encoder.bpe_ranks, "surrogateescape")  # a piece may end within a character
-    others = [without_merges(encoder, left_out, rng) for _ in range(16)] if left_out else []
+    n = min(max(16, 2**17 // len(encoder.encoder)), 128) if left_out else 0  # more are better, and take more memory
+    others = [without_merges(encoder, left_out, rng) for _ in range(n)]
 
     def otherwise(piece, other):
         found = []
@@ -82,7 +84,7 @@ def row_maker(encoder, ids, n_ctx, batch_size, left_out=0.0, by_blank_lines=Fals
         found = piece = np.asarray(ids[start : start + n_ctx + 1])
         if kind == 0 and by_blank_lines:
             found = documents(start)
-        elif kind >= 4 and others:
+        elif kind >= 2 and others:
             found = otherwise(piece, others[rng.integers(len(others))])
         return found[: n_ctx + 1] if len(found) > n_ctx else piece
 

@@ -21,10 +21,12 @@ billion tokens with eight GPUs is said before anything runs:
     on 8 x H100, 7.91e+03 TFLOP/s in bfloat16 together
     memory of each (estimate): 1.7 GB of weights, moments and average, 56.7 GB for a step
     with 16 rows at a time; of 80 GB, it fits
-    time (estimate): 6 x parameters x tokens = 7.5e+18 operations, at an MFU of 30% 0.9 hours
+    time (estimate): 6 operations for a parameter, more for attention, 855.4 million for a token,
+    8.6e+18 in all; at an MFU of 16.5% 1.8 hours
 
-No GPU was there to measure its MFU; 30% is assumed. Without --dry_run it trains, with --coordinator (beyond/gpu.py) on
-several machines, which all need the corpus, and one folder for the model that all of them see.
+Such a step with 16 rows on one H100 was measured: 190,000 tokens/s, that MFU, and 22 GB. That eight are eight times as
+fast is assumed. Without --dry_run it trains, with --coordinator (beyond/gpu.py) on several machines, which all need the
+corpus, and one folder for the model that all of them see.
 """
 
 import functools
@@ -166,14 +168,14 @@ def main(
     n_vocab: int = None,
     n_ctx=256,
     n_embd=192,
-    n_head=4,
+    n_head=6,
     n_layer=6,
     steps: int = None,
     minutes: float = None,
     batch_size=8,
     learning_rate=2e-3,
-    weight_decay=0.3,
-    dropout_rate=0.2,
+    weight_decay=0.6,
+    dropout_rate=0.1,
     left_out=0.1,
     ema=0.999,
     eval_every=250,
@@ -210,7 +212,8 @@ def main(
         learning_rate: The highest, after the warm-up.
         weight_decay: How much of the blocks' matrices goes at each update, times the learning rate.
         dropout_rate: From 0 to 0.99: how much of the embedding and of each branch is left out while learning.
-        left_out: From 0 to 0.99: how many of the merges are left out where half of the text is tokenized differently.
+        left_out: From 0 to 0.99: how many of the merges are left out in three quarters of the text, so that it is
+            tokenized differently each time.
         ema: From 0 to 0.99999: a moving average of the weights keeps this share of itself at each update, and is saved
             where it does better than the last weights; 0 for none.
         eval_every: Updates between two evaluations.

@@ -144,12 +144,12 @@ def test_processes_with_other_flags_are_told(data, tmp_path):
     both = begin(data, tmp_path, ["--seed=1"], ["--seed=2"])
     for i, process in enumerate(both):
         assert process.communicate(timeout=300)[0] == b"" and process.returncode == 1
-        assert "error: the processes have other flags" in (tmp_path / f"{i}.log").read_text().splitlines()[-1]
+        assert "error: the processes have other flags" in (tmp_path / f"{i}.log").read_text()
     assert not (tmp_path / "new").exists()
 
 
 def test_rows_of_a_corpus(data):
-    """A row is a piece of the ids or, of the other half, of the same text cut up otherwise, its <|endoftext|> too."""
+    """A row is a piece of the ids or, three times in four, of the same text cut up otherwise, its <|endoftext|> too."""
     encoder, ids, _ = corpus.load(data)
     end = encoder.encoder["<|endoftext|>"]
     short = ids[len(ids) * 2 // 3 - 400 : len(ids) * 2 // 3 + 400]
@@ -160,7 +160,7 @@ def test_rows_of_a_corpus(data):
     for row in np.concatenate([draw(np.random.default_rng(i)) for i in range(100)]).tolist():
         n_plain, n_ends = n_plain + (tuple(row) in pieces), n_ends + (end in row)
         assert encoder.decode(row).strip("\ufffd") in text
-    assert 0.44 < n_plain / 800 < 0.56 and n_ends > 10
+    assert 0.19 < n_plain / 800 < 0.31 and n_ends > 10
     assert (draw(np.random.default_rng(3)) == draw(np.random.default_rng(3))).all()
     assert {
         tuple(row) in pieces for row in rows.row_maker(encoder, short, 32, 99)(np.random.default_rng(0)).tolist()
@@ -283,9 +283,10 @@ def test_a_dry_run(tmp_path):
     batches = {"batch_size": 512, "steps": 19073, "micro_batch_size": 16, "mesh": "8x1", "dtype": "bfloat16"}
     said = main("none", tmp_path, dry_run="H100", **shape, **batches)
     n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
-    hours = 6 * n * 19073 * 512 * 1024 / (8 * 989e12 * 0.3) / 3600
+    a_token = 6 * (n - 1024 * 768) + 12 * 12 * 768 * 1024
+    hours = a_token * 19073 * 512 * 1024 / (8 * 989e12 * 0.165) / 3600
     assert said.splitlines()[0] == f"{n:,} parameters, 9,999,745,024 tokens in 19,073 steps of 524,288"
-    assert "it fits" in said and f"an MFU of 30% {hours:.1f} hours" in said and said.count("(estimate)") == 2
+    assert "it fits" in said and f"an MFU of 16.5% {hours:.1f} hours" in said and said.count("(estimate)") == 2
     assert said in train.__doc__.replace("\n    ", "\n")
     said = main("none", tmp_path, dry_run=True, n_embd=20000, n_layer=100)
     assert "it does not fit" in said and f"on {jax.device_count()} x cpu" in said
