@@ -2,7 +2,7 @@
 
 # the grey is as far from white as from #0d1117; white letters can be read on each of the others
 GREY, PALE = "#797979", "#79797980"  # the latter is half transparent, so it is pale on either ground
-BLUE, GREEN, ORANGE, PURPLE, RED = "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0", "#a83a62"
+BLUE, GREEN, ORANGE, PURPLE, RED, TEAL = "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0", "#a83a62", "#1b7681"
 STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",

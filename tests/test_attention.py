@@ -75,22 +75,22 @@ def page(tmp_path_factory):
 def test_the_numbers_on_the_page_are_the_models(page):
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     data, ids = data_of(page.read_text("utf-8")), encoder.encode(PROMPT)
-    assert data["ids"] == ids and (data["nLayer"], data["nHead"]) == (6, 4)
-    n, expected = len(ids), weights_of(np.array(ids), params, 4)
-    found = (np.frombuffer(base64.b64decode(data["weights"]), np.uint8).reshape(6, 4, -1) / 255) ** 2
+    assert data["ids"] == ids and (data["nLayer"], data["nHead"]) == (6, 6)
+    n, expected = len(ids), weights_of(np.array(ids), params, 6)
+    found = (np.frombuffer(base64.b64decode(data["weights"]), np.uint8).reshape(6, 6, -1) / 255) ** 2
     for layer in range(6):
-        for head in range(4):
+        for head in range(6):
             rows = np.split(found[layer, head], np.cumsum(range(1, n)))
             assert all(
                 abs(row.sum() - 1) < 0.02 and np.abs(row - expected[layer, head, i, : i + 1]).max() < 0.0045
                 for i, row in enumerate(rows)
             )
-    probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=4))
+    probs = gpt2.softmax(gpt2.gpt2(ids, **params, n_head=6))
     for i in range(n):
         best = np.argsort(-probs[i], kind="stable")[:10]
         assert data["next"][5][i] == best.tolist() and np.abs(data["probs"][5][i] - probs[i, best]).max() < 6e-5
     short = {**params, "blocks": params["blocks"][:2]}  # what the model would say if it ended at its second block
-    best = np.argsort(-gpt2_pico.gpt2(np.array(ids), **short, n_head=4)[7])[:10]
+    best = np.argsort(-gpt2_pico.gpt2(np.array(ids), **short, n_head=6)[7])[:10]
     assert data["next"][1][7] == best.tolist()
 
 
@@ -140,7 +140,7 @@ def test_a_browser_shows_it(page):
         i for i, (on, *_) in enumerate(buttons) if on == "true"
     ] == [5]
     value = (
-        base64.b64decode(data["weights"])[(1 * 4 + 2) * len(data["ids"]) * (len(data["ids"]) + 1) // 2 + 15 + 1] / 255
+        base64.b64decode(data["weights"])[(1 * 6 + 2) * len(data["ids"]) * (len(data["ids"]) + 1) // 2 + 15 + 1] / 255
     ) ** 2
     names = [data["names"][str(id)] for id in data["ids"]]
     assert html.unescape(buttons[12][1]) == names[12]

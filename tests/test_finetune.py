@@ -200,7 +200,7 @@ def test_what_the_docstring_shows(code, models, tmp_path, capsys):
     content, encoder = code.read_text("utf-8"), get_encoder("short", models)
     ids, found = np.array(encoder.encode(content[len(content) * 9 // 10 :])), []
     for i in range(0, len(ids) - 64, 64):
-        logits = names["model"].gpt2(ids[i : i + 64], **names["params"], n_head=4)
+        logits = names["model"].gpt2(ids[i : i + 64], **names["params"], n_head=6)
         found.append(-np.log(gpt2.softmax(logits)[np.arange(64), ids[i + 1 : i + 65]]))
     assert np.mean(found) == pytest.approx(after, abs=1e-4)
 

@@ -94,7 +94,7 @@ def test_two_processes_print_the_text_once():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
     args = [
         sys.executable,
         "-m",
@@ -102,7 +102,7 @@ def test_two_processes_print_the_text_once():
         "ROMEO:",
         "--model_size=shakespeare",
         "--n_tokens_to_generate=12",
-        "--mesh=1x4",
+        "--mesh=1x6",
         f"--coordinator={address}",
         "--n_processes=2",
     ]
@@ -116,7 +116,7 @@ def test_two_processes_print_the_text_once():
     assert [process.returncode for process in both] == [0, 0], found
     plain = command("ROMEO:", "--model_size=shakespeare", "--n_tokens_to_generate=12")
     assert found[0][0] == plain.stdout and found[1][0] == b""
-    assert b"on 4 x cpu (cpu), float32" in found[0][1]
+    assert b"on 6 x cpu (cpu), float32" in found[0][1]
 
 
 def run(*args, devices=1, **kwargs):
@@ -153,8 +153,8 @@ def test_bfloat16_mostly_agrees(params):
 @pytest.mark.parametrize(
     "flags, parts",
     [
-        (["--mesh=1x3"], ["4 heads do not divide over 3", "[1, 2, 4]"]),
-        (["--mesh=2x4"], ["mesh=2x4 takes 8", "sees 3"]),
+        (["--mesh=1x5"], ["6 heads do not divide over 5", "[1, 2, 3, 6]"]),
+        (["--mesh=2x4"], ["mesh=2x4 takes 8", "sees 5"]),
         (["--mesh=8"], ["mesh='8'"]),
         (["--mesh=0x1"], ["mesh='0x1'"]),
         (["--dtype=int8"], ["dtype='int8'", "bfloat16"]),
@@ -162,4 +162,4 @@ def test_bfloat16_mostly_agrees(params):
     ],
 )
 def test_errors(flags, parts):
-    assert_error(run("ROMEO:", *flags, devices=3), *parts)
+    assert_error(run("ROMEO:", *flags, devices=5), *parts)

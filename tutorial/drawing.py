@@ -11,10 +11,10 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 import numpy as np
 
-from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE
+from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, TEAL
 
 WIDTH = 480
-HEADS = [BLUE, ORANGE, GREEN, PURPLE]
+HEADS = [BLUE, ORANGE, GREEN, PURPLE, RED, TEAL]
 WEIGHTS = LinearSegmentedColormap.from_list("weights", ["#e6ebf2", "#7fa8d6", "#2f6db5", "#17406f"])
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#1f5fa8", "#8fb4dc", "#eceef1", "#dd9a6a", "#a8480c"])
 

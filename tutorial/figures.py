@@ -126,24 +126,26 @@ def shift(say):
 def loss(say):
     """The loss by step of the model in this repository, on what it learned from and on what was held out."""
     n_vocab = load()[1]["n_vocab"]
-    steps, train, held_out = history_of(os.path.join(ROOT, "models", "shakespeare", "loss.svg")).T
-    blind, best = np.log(n_vocab), held_out.argmin()
+    steps, train, held_out, averaged = history_of(os.path.join(ROOT, "models", "shakespeare", "loss.svg")).T
+    blind, best = np.log(n_vocab), averaged.argmin()
     axes = sheet(258)
     inner = graph(axes, 40, 10, 430, 200, xlim=(0, steps[-1] * 1.02), ylim=(2.4, 7.3))
     inner.plot(steps, train, color=BLUE, lw=1.8)
     inner.plot(steps, held_out, color=ORANGE, lw=1.8)
-    inner.plot(steps[best], held_out[best], "o", color=ORANGE, ms=6)
+    inner.plot(steps, averaged, color=GREEN, lw=1.8)
+    inner.plot(steps[best], averaged[best], "o", color=GREEN, ms=6)
     inner.axhline(blind, color=GREY, lw=1, ls=(0, (4, 3)))
     note(axes, 50, 38, say("a blind guess: ln({}) = {:.2f}", n_vocab, blind))
-    write(axes, 462, 158, say("kept: step {:g}, {:.2f}", steps[best], held_out[best]), 9.5, "right")
+    write(axes, 462, 158, say("kept: step {:g}, {:.2f}", steps[best], averaged[best]), 9.5, "right")
     write(axes, 255, 234, say("step"))
     write(axes, 12, 110, say("loss (nats per token)"), 10, angle=90)
-    legend(axes, 40, 250, (BLUE, say("learned from (with dropout)")), (ORANGE, say("held out")))
+    average = GREEN, say("held out, averaged weights")
+    legend(axes, 40, 250, (BLUE, say("learned from (with dropout)")), (ORANGE, say("held out")), average)
     return axes
 
 
 def history_of(path):
-    """[(step, loss learned from, held-out loss)], an array, of a curve that beyond.train has drawn."""
+    """[(step, loss learned from, held-out loss, of the averaged weights)], an array, of a curve that beyond.train drew."""
     description = ElementTree.parse(path).find(".//{http://purl.org/dc/elements/1.1/}description")
     return np.array(json.loads(description.text))
 

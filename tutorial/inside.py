@@ -13,7 +13,7 @@ from tutorial.drawing import HEADS, SIGNED, arrow, bar, box, grid, label, line, 
 import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-LINE, LAYER, HEAD = "O, my good lord", 4, 1  # five tokens, and a head that looks at those just before
+LINE, LAYER, HEAD = "O, my good lord", 4, 3  # five tokens, and a head that looks at those just before
 
 
 @functools.cache
@@ -209,8 +209,9 @@ def split(say):
     """How c_attn's result becomes heads, why the order in reshape matters, and how heads are joined."""
     _, hparams, _ = load()
     n_head, n_embd = hparams["n_head"], hparams["n_embd"]
-    d, parts, width = n_embd // n_head, [f"{name}{i}" for name in "qkv" for i in range(n_head)], 39.5
-    axes, places = sheet(372), np.arange(3 * n_head)
+    d, parts, width = n_embd // n_head, [f"{name}{i}" for name in "qkv" for i in range(n_head)], 474 / (3 * n_head)
+    low = 150 + 24 * n_head
+    axes, places = sheet(low + 118), np.arange(3 * n_head)
     title(axes, 0, 9, say("c_attn gives each token {} numbers: q, k, v of {} heads, {} each", 3 * n_embd, n_head, d))
     for i, part in enumerate(parts):
         box(axes, 3 + width * (i + 0.5), 34, width - 3, 24, part, HEADS[i % n_head])
@@ -228,21 +229,21 @@ def split(say):
         for j, name in enumerate("qkv"):
             write(axes, x + 84 + 46 * j, 130, say("as {}", name), 9)
         for i in range(n_head):
-            note(axes, x, 150 + 28 * i, say("head {}", i))
+            note(axes, x, 150 + 24 * i, say("head {}", i))
             for j in range(3):
-                box(axes, x + 84 + 46 * j, 150 + 28 * i, 40, 23, parts[order[i, j]], HEADS[order[i, j] % n_head])
-        write(axes, x, 258, f"transpose{axis}: 3 × [n_head, n_seq, d]", 9, "left")
-    title(axes, 0, 292, say("each head attends for itself; the results go side by side"))
+                box(axes, x + 84 + 46 * j, 150 + 24 * i, 40, 20, parts[order[i, j]], HEADS[order[i, j] % n_head])
+        write(axes, x, low, f"transpose{axis}: 3 × [n_head, n_seq, d]", 9, "left")
+    title(axes, 0, low + 34, say("each head attends for itself; the results go side by side"))
     for i in range(n_head):
-        box(axes, 24 + 46 * i, 320, 40, 24, say("head {}", i), HEADS[i], 9)
-        bar(axes, 262 + 32 * i, 308, 32, 24, HEADS[i])
-        write(axes, 278 + 32 * i, 320, i, color="white")
-    write(axes, 93, 342, f"{n_head} × [n_seq, {d}]", 9)
-    arrow(axes, (194, 320), (252, 320))
-    write(axes, 326, 342, f"[n_seq, {n_embd}]", 9)
-    arrow(axes, (398, 320), (416, 320))
-    box(axes, 448, 320, 58, 24, "c_proj", GREY)
-    note(axes, 0, 362, f"n_embd = {n_embd}, n_head = {n_head}, d = n_embd / n_head = {d}")
+        box(axes, 16 + 32 * i, low + 64, 28, 24, i, HEADS[i])
+        bar(axes, 262 + 128 / n_head * i, low + 52, 128 / n_head, 24, HEADS[i])
+        write(axes, 262 + 128 / n_head * (i + 0.5), low + 64, i, color="white")
+    write(axes, 16 * n_head, low + 86, f"{n_head} × [n_seq, {d}]", 9)
+    arrow(axes, (32 * n_head + 6, low + 64), (252, low + 64))
+    write(axes, 326, low + 86, f"[n_seq, {n_embd}]", 9)
+    arrow(axes, (398, low + 64), (416, low + 64))
+    box(axes, 448, low + 64, 58, 24, "c_proj", GREY)
+    note(axes, 0, low + 108, f"n_embd = {n_embd}, n_head = {n_head}, d = n_embd / n_head = {d}")
     return axes
 
 
@@ -256,10 +257,10 @@ def heads(say):
     name, even = np.eye(1, n), np.tri(n) / np.arange(1, n + 1)[:, None]  # the name is the first token
     for i, (layer, head, says, where) in enumerate(
         (
-            (4, 1, say("the three tokens before"), before),
-            (1, 2, say("ends of lines"), ends),
-            (5, 1, say("the speaker's name"), name),
-            (0, 0, say("all nearly alike"), None),
+            (4, 3, say("the three tokens before"), before),
+            (1, 1, say("ends of lines"), ends),
+            (5, 3, say("the speaker's name"), name),
+            (0, 1, say("all nearly alike"), None),
         )
     ):
         x, y, w = 44 + 246 * (i % 2), 78 + 282 * (i // 2), weights[layer, head]

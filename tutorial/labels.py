@@ -24,6 +24,7 @@ CHINESE = {
     "loss (nats per token)": "损失（nat / 词元）",
     "learned from (with dropout)": "训练集（含 dropout）",
     "held out": "验证集",
+    "held out, averaged weights": "验证集（平均权重）",
     # parts
     "a blind guess": "盲猜",
     "counts of tokens": "词元计数",
