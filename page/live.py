@@ -7,11 +7,11 @@ The probabilities come out of sample, whose random generator is one that keeps w
 page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists and arrays.
 """
 
-import inspect
 import itertools
 import json
 import math
 import sys
+import time
 import traceback
 import types
 
@@ -26,6 +26,7 @@ sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, *
 
 FILE = "gpt2.py"  # in a traceback
 N_HELD_OUT, N_LENS = 256, 10
+SLICE = 0.02  # seconds for which a call goes on before the page hears of it: a message takes as long as half a token
 
 encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "/home/pyodide/models")
 n_vocab, n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS)
@@ -62,7 +63,10 @@ class Version:
         for name, overhear in ("attention", self.overhear_attention), ("transformer_block", self.overhear_block):
             if hasattr(module, name):
                 setattr(module, name, overhear(getattr(module, name)))
-        self.ids, self.rng = [], np.random.default_rng()
+        self.hidden_states = module.hidden_states
+        if not self.edited:
+            module.hidden_states = self.known_states
+        self.ids, self.text = [], []
         self.heads, self.d = n_head, n_embd // n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
         self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # what goes into the first block, each result
@@ -106,7 +110,7 @@ class Version:
         cache = {} if self.edited else {"cache": self.cache, "past": past}
         self.seen_weights, self.seen_states, self.overhears = [], [], True
         try:
-            hidden = self.module.hidden_states(ids[past:], **params, n_head=n_head, **cache)
+            hidden = self.hidden_states(ids[past:], **params, n_head=n_head, **cache)
         finally:
             self.overhears = False
         self.keep(past, len(ids), hidden)
@@ -136,22 +140,28 @@ class Version:
         id = self.module.sample(logits, temperature, top_k, top_p, dice)
         return dice.p if hasattr(dice, "p") else np.eye(len(logits))[id]
 
-    def next_ids(self, ids, n, temperature, top_k, top_p):
-        """Yields the ids that generate would add, one by one; an edited version gets a cache of its own."""
-        hidden_states, past = self.module.hidden_states, 0
-        cache = {"cache": self.new_cache()} if "cache" in inspect.signature(hidden_states).parameters else {}
-        for _ in range(n):
-            if self.edited:
-                x = hidden_states(ids[past:], **params, n_head=n_head, **cache, **({"past": past} if cache else {}))
-                past, logits = len(ids) if cache else 0, x[-1] @ params["wte"].T
-            else:
-                self.look(ids)
-                logits = self.logits(len(ids))
-            id = self.module.sample(logits, temperature, top_k, top_p, self.rng)
-            if id == END:
+    def known_states(self, inputs, *args, cache=None, past=0, **kwargs):
+        """hidden_states, for stream: what the views know of its text is not computed again, nor the other way round."""
+        if cache is None:
+            return self.hidden_states(inputs, *args, **kwargs)
+        self.look(self.text)
+        return self.hidden[past : len(self.text)]
+
+    def next_ids(self, ids, n, *options):
+        """Yields what stream yields; what generate gives, if that one is another than the repository's."""
+        of = self.module.stream if self.is_as_it_was("generate") else self.module.generate
+        new_ids = iter(of(ids, params, n_head, n, *options, stop=END))
+        while len(ids) < n_ctx:
+            self.text = ids  # in the meantime there may have been another
+            id = next(new_ids, None)
+            if id is None:
                 return
-            ids = [*ids, id]
-            yield id
+            ids = [*ids, int(id)]
+            yield ids[-1]
+
+    def is_as_it_was(self, name):
+        ours, theirs = (getattr(getattr(one.module, name, None), "__code__", None) for one in (original, self))
+        return theirs and all(getattr(ours, part) == getattr(theirs, part) for part in ("co_code", "co_consts", "co_names"))
 
     def final_norm(self, x):
         """x as after the last block: ln_f, unless this version leaves it out."""
@@ -173,8 +183,8 @@ def ids_of(prompt):
 
 
 def options_of(settings):
-    options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p")
-    utils.check_options(0, *options, settings.get("seed"))
+    options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p"), settings.get("seed")
+    utils.check_options(0, *options)
     return options
 
 
@@ -193,7 +203,7 @@ def start():
 
 
 def analyse(prompt, settings):
-    ids, (temperature, top_k, top_p) = ids_of(prompt), options_of(settings)
+    ids, (temperature, top_k, top_p, _) = ids_of(prompt), options_of(settings)
     fresh, n = version.look(ids), len(ids)
     logits = version.logits(n)
     weights = None if version.weights is None else version.weights[:, :, :n, :n].tobytes()
@@ -302,15 +312,13 @@ def generate(prompt, settings, n):
     """Yields each new id with the text that it adds, whole characters only."""
     ids, options = ids_of(prompt), options_of(settings)
     utils.check("n", n, 0)
-    if settings.get("seed") is not None:
-        version.rng = np.random.default_rng(settings["seed"])
-    yield {"more": True, "ids": ids}
+    yield {"ids": ids}
     n_new, room = 0, min(n, n_ctx - len(ids))
     new_ids, same = itertools.tee(version.next_ids(ids, room, *options))
     for id, text in zip(new_ids, encoder.decode_stream(same)):
         n_new += 1
-        yield {"more": True, "id": id, "text": text}
-    yield {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
+        yield {"id": id, "text": text}
+    return {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
 
 
 def decode(ids):
@@ -357,9 +365,9 @@ def check(source, only, skip, seconds):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None
         found[finding.function] = finding, line
-        yield {"more": True, "finding": {**finding._asdict(), "line": line}}
+        yield {"finding": {**finding._asdict(), "line": line}}
     found = [found[name] for name in RIGHT if name in found and only in (None, name)]
-    yield {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
+    return {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
 
 
 # --- the worker's side ---
@@ -382,13 +390,18 @@ def answer(call, args, id):
 
 
 def more(id):
+    """What a generator yields meanwhile, "events", and what it returns, if that is all."""
+    events, until = [], time.perf_counter() + SLICE
     try:
-        result = next(tasks[id])
+        while not events or time.perf_counter() < until:
+            events.append(next(tasks[id]))
+        return {"events": events, "more": True}
+    except StopIteration as end:
+        result = end.value
     except BaseException as error:
         result = {"error": located(error)}
-    if "more" not in result:
-        tasks.pop(id, None)
-    return result
+    forget(id)
+    return {"events": events, **result}
 
 
 def forget(id):
