@@ -1,7 +1,11 @@
 """The page in a real browser: what it shows is what gpt2.py gives here, natively; and an edited source reaches nothing.
 
 The browser is the system's Chromium; Pyodide and CodeMirror come from the folder that python -m page.fetch has filled,
-PICOGPT_LIB or lib/. Where one of them is missing, the tests that need it are skipped. With -s, the speed is printed.
+PICOGPT_LIB or lib/. Where one of them is missing, the tests that need it are skipped. The speed is printed.
+
+    python tests/test_page.py
+
+makes page/picture.png anew, which the README shows: after a change of the page, of gpt2.py or of the weights.
 """
 
 import contextlib
@@ -200,7 +204,8 @@ class Visit:
     """A page that was opened, and what it asked for and complained of."""
 
     def __init__(self, browser, address, path="/page/?lib=../lib&lang=en", route=None, script=None, **options):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US", **options)
+        options = {"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options}
+        self.context = browser.new_context(**options)
         self.page, self.requests, self.complaints = self.context.new_page(), [], []
         self.page.set_default_timeout(60_000)
         self.page.on("console", lambda one: one.type in ("error", "warning") and self.complaints.append(one.text))
@@ -774,3 +779,23 @@ def test_speed(visit, capsys):
             f"\nlast token new {found['end']:.0f} ms, 60 new {found['anew']:.0f} ms, greedy {found['greedy']:.0f} tokens/s, natively {rate:.0f}"
         )
     assert found["end"] < 500 and found["anew"] < 3000
+
+
+def picture(path):
+    """The page as it opens, with one token chosen."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    with serving(find_page) as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        visit = Visit(browser, address, viewport={"width": 1360, "height": 1060}).ready()
+        visit.page.click("#tokens > :nth-last-child(8)")
+        visit.page.mouse.move(0, 0)
+        visit.page.wait_for_timeout(1000)
+        visit.page.screenshot(path=path)
+        browser.close()
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    picture(ROOT / "page" / "picture.png")
