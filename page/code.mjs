@@ -223,7 +223,7 @@ export class Code {
       const { findings } = await page.engine.check(this.editor.text, only, (finding) => {
         found.push(finding);
         if (!only) this.findings(found);
-      });
+      }, page.language);
       this.findings(findings, only && findings[0]?.status === "right" ? t.writtenRight(only) : "");
     } catch (error) {
       if (error.code === "stopped") return;

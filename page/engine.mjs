@@ -38,9 +38,11 @@
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
 //       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.
 //   await engine.heldOutLoss() = number | null             // nats a token, first 256 held-out tokens; null: no number
-//   await engine.check(source, only, onFinding) = { report, findings: [{ function, status, mistakes, text, line }] }
-//       What tutorial/check.py says of a source; only: the name of one function, or null. status: right, wrong, to do,
-//       waits. A second worker does it, so the first goes on. A newer check ends an older one (code "stopped").
+//   await engine.check(source, only, onFinding, language)
+//       = { report, findings: [{ function, status, mistakes, text, line }] }
+//       What tutorial/check.py says of a source; only: the name of one function, or null; language: of the texts, "en"
+//       or "zh". status: right, wrong, to do, waits. A second worker does it, so the first goes on. A newer check ends an
+//       older one (code "stopped").
 //
 //   await engine.keepOffline() = true | false              // the service worker keeps all that this page has loaded, or
 //       there is none; Python's memory is kept as it is after its start, for the next one
@@ -72,7 +74,7 @@ const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00
   "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
 const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "beyond/__init__.py", "beyond/files.py", "beyond/attention.py",
   "page/live.py", "page/breaks.json", ...MODEL];
-const CHECKER = ["tutorial/check.py", "tutorial/inputs.py", "tutorial/judge.py", "tutorial/mistakes.py"];
+const CHECKER = ["tutorial/check.py", "tutorial/check.zh.json", "tutorial/inputs.py", "tutorial/judge.py", "tutorial/mistakes.py"];
 const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' data:; worker-src data:";
 const FRAME = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><script>
 onmessage = ({ data, ports }) => {
@@ -397,7 +399,7 @@ export class Engine {
 
   // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
   // and another one does the same without that function.
-  async check(source, only = null, onFinding = () => {}) {
+  async check(source, only = null, onFinding = () => {}, language = "en") {
     const serial = (this.checks = (this.checks ?? 0) + 1);
     this.giveUp?.();
     for (const skip = []; ;) {
@@ -411,7 +413,8 @@ export class Engine {
       };
       this.giveUp = () => checker.end(new EngineError("stopped"));
       try {
-        return await checker.call("check", [source, only, skip, this.seconds], ({ finding }) => onFinding(finding));
+        const args = [source, only, skip, this.seconds, language];
+        return await checker.call("check", args, ({ finding }) => onFinding(finding));
       } catch (error) {
         if (error.code !== "slow") throw error;
         if (tried === "the file" || skip.includes(tried)) {

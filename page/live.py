@@ -52,6 +52,12 @@ class Dice:
         return int(np.argmax(p))
 
 
+def code_of(function):
+    """What a function does, wherever it is in its file."""
+    code = getattr(function, "__code__", None)
+    return code and (code.co_code, code.co_consts, code.co_names)
+
+
 class Version:
     """A gpt2.py that can be asked, and what it computed of the last text."""
 
@@ -148,8 +154,9 @@ class Version:
         return self.hidden[past : len(self.text)]
 
     def next_ids(self, ids, n, *options):
-        """Yields what stream yields; what generate gives, if that one is another than the repository's."""
-        of = self.module.stream if self.is_as_it_was("generate") else self.module.generate
+        """Yields what stream yields; where generate is another than the repository's, what that gives."""
+        generate = getattr(self.module, "generate", None)
+        of = generate if generate and code_of(generate) != code_of(original.module.generate) else self.module.stream
         new_ids = iter(of(ids, params, n_head, n, *options, stop=END))
         while len(ids) < n_ctx:
             self.text = ids  # in the meantime there may have been another
@@ -158,10 +165,6 @@ class Version:
                 return
             ids = [*ids, int(id)]
             yield ids[-1]
-
-    def is_as_it_was(self, name):
-        ours, theirs = (getattr(getattr(one.module, name, None), "__code__", None) for one in (original, self))
-        return theirs and all(getattr(ours, part) == getattr(theirs, part) for part in ("co_code", "co_consts", "co_names"))
 
     def final_norm(self, x):
         """x as after the last block: ln_f, unless this version leaves it out."""
@@ -345,7 +348,7 @@ def held_out_loss():
     return {"loss": loss if math.isfinite(loss) else None}
 
 
-def check(source, only, skip, seconds):
+def check(source, only, skip, seconds, language):
     """What tutorial/check.py says of a source. skip: the functions that an earlier try did not come back from."""
     from tutorial import check
     from tutorial.inputs import inputs
@@ -356,14 +359,19 @@ def check(source, only, skip, seconds):
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(source)
     say(check.ALL)
-    namespace = check.load(path)
+    words = check.chinese if language == "zh" else str
+    try:
+        namespace = check.load(path)
+    except ValueError as error:
+        raise ValueError(words(str(error))) from None
     mine, found = dict(namespace), {}
     text = f"It is not done after {seconds} seconds: does a loop never end?"
     for name in skip:
-        found[name] = Finding(name, "wrong", ["time"], text), None
+        found[name] = Finding(name, "wrong", ["time"], words(text)), None
     for finding in findings_of(namespace, inputs(params, n_head), only, skip, say):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None
+        finding = finding._replace(text=words(finding.text))
         found[finding.function] = finding, line
         yield {"finding": {**finding._asdict(), "line": line}}
     found = [found[name] for name in RIGHT if name in found and only in (None, name)]

@@ -26,7 +26,7 @@ import pytest
 from beyond import attention
 import gpt2
 import gpt2_pico
-from tutorial.check import check_file, report
+from tutorial.check import check_file, chinese, report
 import utils
 
 TABLE = json.loads((ROOT / "page" / "lib.json").read_text())
@@ -619,7 +619,10 @@ def test_the_checker_says_what_tutorial_check_says(visit, tmp_path):
     source = SOURCE.replace("return x / x.sum(axis=-1, keepdims=True)", "return x / x.sum()")
     (tmp_path / "mine.py").write_text(source, "utf-8")
     found = visit.ask("return (await engine.check(args[0], 'softmax')).report", source)
-    assert found == report(check_file(tmp_path / "mine.py", "softmax")) and "one sum for all" in found
+    expected = check_file(tmp_path / "mine.py", "softmax")
+    assert found == report(expected) and "one sum for all" in found
+    found = visit.ask("return (await engine.check(args[0], 'softmax', () => {}, 'zh')).findings[0].text", source)
+    assert found == chinese(expected[0][0].text) != expected[0][0].text
     slow = "def gelu(x):\n    while True:\n        pass\n\n\ndef linear(x, w, b):\n    return x @ w\n"
     found = visit.ask(
         "engine.seconds = 2; try { return await engine.check(args[0]) } finally { engine.seconds = 20 }", slow
