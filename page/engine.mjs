@@ -33,7 +33,7 @@
 //       ids: prompt and new ids so far. reason: "length", "end" (<|endoftext|>), "context" (n_ctx is full), "stopped".
 //       With n = 1 it is a step. Other calls may be made meanwhile.
 //   await engine.stop() = { restarted }                    // ends whatever runs: a run of generate by asking; where
-//       that does not help within 1.5 seconds, the worker is ended and another one started (2 to 3 s), with the
+//       that does not help within 1.5 seconds, the worker is ended and another one started (1 to 3 s), with the
 //       repository's gpt2.py. What was waited for fails with the code "stopped"; generate gives what it has.
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
 //       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.

@@ -47,6 +47,7 @@ export class Inside {
     rove($("lines"));
     this.row.onpointerover = ({ target }) => this.hover(this.place(target));
     this.row.addEventListener("focusin", ({ target }) => this.hover(this.place(target)));
+    this.row.addEventListener("focusout", () => this.hover(null));
     this.row.onpointerleave = () => this.hover(null);
     this.row.onclick = ({ target }) => this.place(target) >= 0 && this.page.choose(this.place(target));
     $("block-token").onchange = ({ target }) => this.page.choose(Number(target.value));
