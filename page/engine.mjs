@@ -66,7 +66,8 @@
 // of its own, that nobody else has: no storage, no cookies, no DOM, no other page. The frame's Content-Security-Policy
 // allows no connections and no scripts but data: ones, and the worker inherits it: no network, by fetch, WebSocket,
 // import() or otherwise. All bytes that it needs are fetched here, and sent. What it sends back is numbers and text to
-// draw. It may compute for ever or eat memory; then the frame is removed.
+// draw. It may compute for ever or eat memory; then the frame is removed. The memory of Python that is kept for the next
+// visit is of the time before any edited source.
 
 const ROOT = new URL("../", import.meta.url);
 const CDN = "https://cdn.jsdelivr.net/";
@@ -74,7 +75,7 @@ const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00
   "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
 const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "beyond/__init__.py", "beyond/files.py", "beyond/attention.py",
   "page/live.py", "page/breaks.json", ...MODEL];
-const CHECKER = ["tutorial/check.py", "tutorial/check.zh.json", "tutorial/inputs.py", "tutorial/judge.py", "tutorial/mistakes.py"];
+const CHECKER = ["check.py", "check.zh.json", "inputs.py", "judge.py", "mistakes.py"].map((name) => `tutorial/${name}`);
 const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' data:; worker-src data:";
 const FRAME = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><script>
 onmessage = ({ data, ports }) => {
@@ -385,8 +386,6 @@ export class Engine {
   // Keeps all that this page has loaded, and how Python has started; gives whether the service worker has it.
   async keepOffline() {
     if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
-    if (this.snapshot) await keepSnapshot(textOf(await this.file("page/worker.mjs")), this.snapshot);
-    this.snapshot &&= null;
     await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
     const { active } = await navigator.serviceWorker.ready;
     const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
@@ -394,6 +393,8 @@ export class Engine {
     const { port1, port2 } = new MessageChannel();
     const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
     active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
+    if (this.snapshot) await keepSnapshot(textOf(await this.file("page/worker.mjs")), this.snapshot);
+    this.snapshot &&= null; // undefined: Python went on from one that was kept
     return kept;
   }
 

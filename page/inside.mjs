@@ -11,7 +11,8 @@ const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "tra
 export class Inside {
   // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), point(name, line), say(text), fail(error) }
   constructor(page) {
-    Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: null, wanted: false, asking: false });
+    Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: null });
+    Object.assign(this, { wanted: false, asking: false });
     [this.row, this.svg] = $("lines").children;
     this.listen();
   }

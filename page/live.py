@@ -26,7 +26,7 @@ sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, *
 
 FILE = "gpt2.py"  # in a traceback
 N_HELD_OUT, N_LENS = 256, 10
-SLICE = 0.02  # seconds for which a call goes on before the page hears of it: a message takes as long as half a token
+SLICE = 0.02  # seconds for which a run goes on until the page hears of it: a message takes a third as long as a token
 
 encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "/home/pyodide/models")
 n_vocab, n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS)

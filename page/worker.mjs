@@ -1,7 +1,7 @@
 // Runs Python, and nothing else: page/engine.mjs starts this file in a frame that has no origin and no network, sends
 // it the bytes of what it may have, and asks; page/live.py answers. Messages: { id, call, args } -> { id, result } or
-// { id, error }, with { id, events } in between, and { print } or { says } at any time. Files come as { file, bytes }. { snapshot }
-// is Python's memory once it has started, from which it starts in a tenth of the time when it is sent as a file.
+// { id, error }, with { id, events } in between, and { print } or { says } at any time. Files come as { file, bytes }.
+// { snapshot } is Python's memory after its start: sent as a file, it makes the next start take a tenth of the time.
 
 const HOME = "/home/pyodide";
 const LOCK = { // of no packages: they are unpacked here

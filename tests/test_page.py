@@ -671,6 +671,9 @@ def test_it_opens_again_without_a_network_and_soon(chromium, capsys):
         visit.page.wait_for_function(
             "caches.open('picogpt').then(cache => cache.keys()).then(keys => keys.length > 40)"
         )
+        visit.page.wait_for_function(
+            "caches.open('picogpt-python').then(cache => cache.keys()).then(keys => keys.length)"
+        )
     was_kept, bar, text = reopen()
     assert was_kept and bar < text < 30_000
     visit.ask(
