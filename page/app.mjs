@@ -413,6 +413,7 @@ async function start() {
   matchMedia("(prefers-color-scheme: dark)").onchange = () => inside.show();
   await look();
   performance.mark("text");
+  code.upgrade();
   if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
   code.measure().catch((error) => page.fail(error));
   page.engine.keepOffline().catch((error) => console.warn(error));

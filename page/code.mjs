@@ -55,6 +55,9 @@ export class Code {
       button.dataset.break = name;
     }
     this.show();
+  }
+
+  upgrade() {  // to CodeMirror, once the views are there
     this.editor.upgrade(this.lib).then(() => {
       this.mark();
       requestAnimationFrame(() => this.mark(true));  // when the height of a line has been measured
