@@ -2,7 +2,7 @@
 // of the inside in inside.mjs, the source in code.mjs; the numbers come from engine.mjs.
 
 import { Code } from "./code.mjs";
-import { Engine, keepOffline } from "./engine.mjs";
+import { Engine } from "./engine.mjs";
 import { Inside } from "./inside.mjs";
 import * as links from "./link.mjs";
 import { texts } from "./texts.mjs";
@@ -412,9 +412,11 @@ async function start() {
   onhashchange = () => location.reload();
   matchMedia("(prefers-color-scheme: dark)").onchange = () => inside.show();
   await look();
+  performance.mark("text");
+  code.upgrade();
   if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
   code.measure().catch((error) => page.fail(error));
-  keepOffline().catch((error) => console.warn(error));
+  page.engine.keepOffline().catch((error) => console.warn(error));
 }
 
 window.engine = page.engine;

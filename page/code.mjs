@@ -55,6 +55,9 @@ export class Code {
       button.dataset.break = name;
     }
     this.show();
+  }
+
+  upgrade() {  // to CodeMirror, once the views are there
     this.editor.upgrade(this.lib).then(() => {
       this.mark();
       requestAnimationFrame(() => this.mark(true));  // when the height of a line has been measured
@@ -223,7 +226,7 @@ export class Code {
       const { findings } = await page.engine.check(this.editor.text, only, (finding) => {
         found.push(finding);
         if (!only) this.findings(found);
-      });
+      }, page.language);
       this.findings(findings, only && findings[0]?.status === "right" ? t.writtenRight(only) : "");
     } catch (error) {
       if (error.code === "stopped") return;

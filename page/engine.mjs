@@ -31,23 +31,27 @@
 //   await engine.generate(prompt, { ...settings, n }, onToken) = { ids, reason }
 //       onToken({ id, text, ids }): text is what the token adds, which may be "" in the middle of a character;
 //       ids: prompt and new ids so far. reason: "length", "end" (<|endoftext|>), "context" (n_ctx is full), "stopped".
-//       With n = 1 it is a step. Without a seed the dice roll on from the last call. Other calls may be made meanwhile.
+//       With n = 1 it is a step. Other calls may be made meanwhile.
 //   await engine.stop() = { restarted }                    // ends whatever runs: a run of generate by asking; where
-//       that does not help within 1.5 seconds, the worker is ended and another one started (2 to 3 s), with the
+//       that does not help within 1.5 seconds, the worker is ended and another one started (1 to 3 s), with the
 //       repository's gpt2.py. What was waited for fails with the code "stopped"; generate gives what it has.
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
 //       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.
 //   await engine.heldOutLoss() = number | null             // nats a token, first 256 held-out tokens; null: no number
-//   await engine.check(source, only, onFinding) = { report, findings: [{ function, status, mistakes, text, line }] }
-//       What tutorial/check.py says of a source; only: the name of one function, or null. status: right, wrong, to do,
-//       waits. A second worker does it, so the first goes on. A newer check ends an older one (code "stopped").
+//   await engine.check(source, only, onFinding, language)
+//       = { report, findings: [{ function, status, mistakes, text, line }] }
+//       What tutorial/check.py says of a source; only: the name of one function, or null; language: of the texts, "en"
+//       or "zh". status: right, wrong, to do, waits. A second worker does it, so the first goes on. A newer check ends an
+//       older one (code "stopped").
+//
+//   await engine.keepOffline() = true | false              // the service worker keeps all that this page has loaded, or
+//       there is none; Python's memory is kept as it is after its start, for the next one
 //
 // Errors are EngineErrors; the page puts code into words, with detail in them: no-wasm; file (opened from a disk);
 // cannot-load (detail: URL); python (detail: { line, message }: the source's error, or a refusal of gpt2.py's with line
 // null); too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
 // await loadEditor(lib) = { state, view, language, commands, python, highlight }: CodeMirror 6's modules.
-// await keepOffline() = true | false: the service worker keeps all that this page has loaded, or there is none.
 //
 // What tests look for in index.html:
 //   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (a child with data-id for
@@ -62,7 +66,8 @@
 // of its own, that nobody else has: no storage, no cookies, no DOM, no other page. The frame's Content-Security-Policy
 // allows no connections and no scripts but data: ones, and the worker inherits it: no network, by fetch, WebSocket,
 // import() or otherwise. All bytes that it needs are fetched here, and sent. What it sends back is numbers and text to
-// draw. It may compute for ever or eat memory; then the frame is removed.
+// draw. It may compute for ever or eat memory; then the frame is removed. The memory of Python that is kept for the next
+// visit is of the time before any edited source.
 
 const ROOT = new URL("../", import.meta.url);
 const CDN = "https://cdn.jsdelivr.net/";
@@ -70,7 +75,7 @@ const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00
   "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
 const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "beyond/__init__.py", "beyond/files.py", "beyond/attention.py",
   "page/live.py", "page/breaks.json", ...MODEL];
-const CHECKER = ["tutorial/check.py", "tutorial/inputs.py", "tutorial/judge.py", "tutorial/mistakes.py"];
+const CHECKER = ["check.py", "check.zh.json", "inputs.py", "judge.py", "mistakes.py"].map((name) => `tutorial/${name}`);
 const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' data:; worker-src data:";
 const FRAME = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><script>
 onmessage = ({ data, ports }) => {
@@ -144,16 +149,28 @@ export async function loadEditor(lib) {
   return Object.fromEntries(found);
 }
 
-export async function keepOffline() {
-  if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
-  await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
-  const { active } = await navigator.serviceWorker.ready;
-  const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
-  const loaded = resources.filter((url) => url.startsWith("http"));
-  const { port1, port2 } = new MessageChannel();
-  const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
-  active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
-  return kept;
+// Where the memory of this very Python is kept, once it has started: a browser goes on from there in a tenth of the time.
+const SNAPSHOTS = "picogpt-python";
+
+async function placeOfSnapshot(program) {
+  const made = new TextEncoder().encode(program + JSON.stringify(await libraries()));
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", made));
+  return new URL(`snapshot-${Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("")}`, import.meta.url);
+}
+
+async function findSnapshot(program) { // its bytes, or null
+  try {
+    const kept = await (await caches.open(SNAPSHOTS)).match(await placeOfSnapshot(program));
+    return kept ? await new Response(kept.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer() : null;
+  } catch {
+    return null; // a browser has such a place on https and localhost alone
+  }
+}
+
+async function keepSnapshot(program, bytes) {
+  const packed = await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"))).blob();
+  await caches.delete(SNAPSHOTS); // of another version
+  await (await caches.open(SNAPSHOTS)).put(await placeOfSnapshot(program), new Response(packed));
 }
 
 // --- a worker ---
@@ -179,7 +196,7 @@ class PythonWorker {
 
   receive(data) {
     const call = this.calls.get(data.id);
-    if (data.event) return call?.onEvent(data.event);
+    if (data.events) return call && data.events.forEach(call.onEvent);
     if (!data.id) return this.onMessage(data);
     this.calls.delete(data.id);
     if (data.error) call?.reject(new EngineError(data.error.code, data.error.detail));
@@ -189,23 +206,24 @@ class PythonWorker {
   async call(name, args, onEvent = () => {}) {
     if (this.ended) throw new EngineError("stopped");
     const id = ++this.last;
-    return new Promise((resolve, reject) => {
+    const answer = new Promise((resolve, reject) => {
       this.calls.set(id, { name, resolve, reject, onEvent });
       this.port.postMessage({ id, call: name, args });
     });
+    this.calls.get(id).answer = answer;
+    return answer;
   }
 
-  send(file, bytes) {
-    this.port.postMessage({ file, bytes });
+  send(file, bytes, transfer = []) {
+    this.port.postMessage({ file, bytes }, transfer);
   }
 
-  // Ends what can be asked to end; gives whether nothing is running any more.
+  // Asks what runs to end, and gives whether it has, within PATIENCE; what is asked for later does not count.
   async stop() {
+    const asked = [...this.calls.values()].map(({ answer }) => answer);
     for (const id of this.calls.keys()) this.port.postMessage({ stop: id });
-    for (const since = performance.now(); this.calls.size && performance.now() < since + PATIENCE;) {
-      await new Promise((resolve) => setTimeout(resolve, 10));
-    }
-    return this.calls.size === 0;
+    const patience = new Promise((resolve) => setTimeout(resolve, PATIENCE, false));
+    return Promise.race([Promise.allSettled(asked).then(() => true), patience]);
   }
 
   end(error) { // what was waited for fails
@@ -244,7 +262,7 @@ export class Engine {
     this.worker = await this.spawn(SOURCES, (stage) => {
       next = stage;
       if (now.stage !== "files") this.tell({ stage });
-    });
+    }, (snapshot) => { this.snapshot = snapshot; });
     try {
       await Promise.all([...this.files.values()]);
       this.tell({ total: now.had, stage: next });
@@ -270,14 +288,16 @@ export class Engine {
   }
 
   // A worker with these of our files; it starts while they come.
-  async spawn(sources, onSay) {
+  async spawn(sources, onSay, onSnapshot = () => {}) {
     const names = this.libraries.map((one) => one.name);
     for (const name of names) this.file(name);
     const program = textOf(await this.file("page/worker.mjs"));
     const worker = new PythonWorker(`data:text/javascript,${encodeURIComponent(program)}`, (data) => {
       if (data.print !== undefined) this.onPrint(data.print);
-      else onSay(data.says);
+      else if (!data.snapshot) onSay(data.says);
+      else if (!worker.runs) onSnapshot(data.snapshot); // later it could be a reader's source that sends one
     });
+    findSnapshot(program).then((bytes) => worker.send("snapshot", bytes, bytes ? [bytes] : []));
     for (const name of [...names, ...sources]) {
       this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
     }
@@ -363,9 +383,24 @@ export class Engine {
     return { restarted: true };
   }
 
+  // Keeps all that this page has loaded, and how Python has started; gives whether the service worker has it.
+  async keepOffline() {
+    if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
+    await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
+    const { active } = await navigator.serviceWorker.ready;
+    const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
+    const loaded = resources.filter((url) => url.startsWith("http"));
+    const { port1, port2 } = new MessageChannel();
+    const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
+    active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
+    if (this.snapshot) await keepSnapshot(textOf(await this.file("page/worker.mjs")), this.snapshot);
+    this.snapshot &&= null; // undefined: Python went on from one that was kept
+    return kept;
+  }
+
   // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
   // and another one does the same without that function.
-  async check(source, only = null, onFinding = () => {}) {
+  async check(source, only = null, onFinding = () => {}, language = "en") {
     const serial = (this.checks = (this.checks ?? 0) + 1);
     this.giveUp?.();
     for (const skip = []; ;) {
@@ -379,7 +414,8 @@ export class Engine {
       };
       this.giveUp = () => checker.end(new EngineError("stopped"));
       try {
-        return await checker.call("check", [source, only, skip, this.seconds], ({ finding }) => onFinding(finding));
+        const args = [source, only, skip, this.seconds, language];
+        return await checker.call("check", args, ({ finding }) => onFinding(finding));
       } catch (error) {
         if (error.code !== "slow") throw error;
         if (tried === "the file" || skip.includes(tried)) {

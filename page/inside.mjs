@@ -11,7 +11,8 @@ const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "tra
 export class Inside {
   // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), point(name, line), say(text), fail(error) }
   constructor(page) {
-    Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: 0, wanted: false, asking: false });
+    Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: null });
+    Object.assign(this, { wanted: false, asking: false });
     [this.row, this.svg] = $("lines").children;
     this.listen();
   }
@@ -30,14 +31,14 @@ export class Inside {
       const place = (offset) => Math.min(this.n - 1, Math.max(0, Math.floor(offset * this.n / large.clientWidth)));
       this.look(place(event.offsetY), place(event.offsetX));
     };
-    large.onpointerleave = () => this.look(null, 0);
+    large.onpointerleave = () => this.look(null, null);
     large.onkeydown = (event) => {
       const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
       const [rows, columns] = moves[event.key] ?? [];
       if (rows === undefined || !this.n) return;
       event.preventDefault();
       const within = (value) => Math.min(this.n - 1, Math.max(0, value));
-      this.look(within((this.query ?? this.page.token) + rows), within(this.key + columns));
+      this.look(within((this.query ?? this.page.token) + rows), within((this.key ?? 0) + columns));
     };
     rove($("heads"), () => this.heads);
     $("heads").onclick = ({ target }) => {
@@ -47,6 +48,7 @@ export class Inside {
     rove($("lines"));
     this.row.onpointerover = ({ target }) => this.hover(this.place(target));
     this.row.addEventListener("focusin", ({ target }) => this.hover(this.place(target)));
+    this.row.addEventListener("focusout", () => this.hover(null));
     this.row.onpointerleave = () => this.hover(null);
     this.row.onclick = ({ target }) => this.place(target) >= 0 && this.page.choose(this.place(target));
     $("block-token").onchange = ({ target }) => this.page.choose(Number(target.value));
@@ -102,7 +104,7 @@ export class Inside {
     this.page.point(FUNCTIONS[this.view]);
   }
 
-  // A place of the large map: the query's row (null: the chosen token's) and the key's column.
+  // A place of the large map: the query's row (null: the chosen token's) and the key's column (null: none).
   look(query, key) {
     Object.assign(this, { query, key });
     this.readout();
@@ -110,7 +112,7 @@ export class Inside {
   }
 
   hover(token) {
-    this.query = token >= 0 ? token : null;
+    Object.assign(this, { query: token >= 0 ? token : null, key: null });
     this.lines();
   }
 
@@ -146,7 +148,7 @@ export class Inside {
     reachable($("heads"));
     $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
     drawMap($("large"), this.weights(), n, colours);
-    if (this.query >= n) this.query = null;
+    if (this.query >= n || this.key >= n) Object.assign(this, { query: null, key: null });
     this.readout();
     if (streaming) return;
     fill(this.row, n, () => make("button", null, "", { type: "button", tabIndex: -1 }), (button, i) => {
@@ -160,9 +162,8 @@ export class Inside {
   readout() {
     const { page, key } = this, { t } = page, query = this.query ?? page.token;
     if (!page.result?.weights) return;
-    const weights = this.weights();
-    const part = share(weights, this.n, query, key);
-    $("readout").textContent = this.query === null ? t.readoutHelp
+    const part = share(this.weights(), this.n, query, key ?? 0);
+    $("readout").textContent = key === null ? t.readoutHelp
       : key > query && !part ? t.readoutFuture(page.name(query), page.name(key))
         : t.readout(page.name(query), page.name(key), page.percent(part));
   }

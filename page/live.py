@@ -7,11 +7,11 @@ The probabilities come out of sample, whose random generator is one that keeps w
 page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists and arrays.
 """
 
-import inspect
 import itertools
 import json
 import math
 import sys
+import time
 import traceback
 import types
 
@@ -26,6 +26,7 @@ sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, *
 
 FILE = "gpt2.py"  # in a traceback
 N_HELD_OUT, N_LENS = 256, 10
+SLICE = 0.02  # seconds for which a run goes on until the page hears of it: a message takes a third as long as a token
 
 encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "/home/pyodide/models")
 n_vocab, n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS)
@@ -51,6 +52,12 @@ class Dice:
         return int(np.argmax(p))
 
 
+def code_of(function):
+    """What a function does, wherever it is in its file."""
+    code = getattr(function, "__code__", None)
+    return code and (code.co_code, code.co_consts, code.co_names)
+
+
 class Version:
     """A gpt2.py that can be asked, and what it computed of the last text."""
 
@@ -62,7 +69,10 @@ class Version:
         for name, overhear in ("attention", self.overhear_attention), ("transformer_block", self.overhear_block):
             if hasattr(module, name):
                 setattr(module, name, overhear(getattr(module, name)))
-        self.ids, self.rng = [], np.random.default_rng()
+        self.hidden_states = module.hidden_states
+        if not self.edited:
+            module.hidden_states = self.known_states
+        self.ids, self.text = [], []
         self.heads, self.d = n_head, n_embd // n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
         self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # what goes into the first block, each result
@@ -106,7 +116,7 @@ class Version:
         cache = {} if self.edited else {"cache": self.cache, "past": past}
         self.seen_weights, self.seen_states, self.overhears = [], [], True
         try:
-            hidden = self.module.hidden_states(ids[past:], **params, n_head=n_head, **cache)
+            hidden = self.hidden_states(ids[past:], **params, n_head=n_head, **cache)
         finally:
             self.overhears = False
         self.keep(past, len(ids), hidden)
@@ -136,22 +146,25 @@ class Version:
         id = self.module.sample(logits, temperature, top_k, top_p, dice)
         return dice.p if hasattr(dice, "p") else np.eye(len(logits))[id]
 
-    def next_ids(self, ids, n, temperature, top_k, top_p):
-        """Yields the ids that generate would add, one by one; an edited version gets a cache of its own."""
-        hidden_states, past = self.module.hidden_states, 0
-        cache = {"cache": self.new_cache()} if "cache" in inspect.signature(hidden_states).parameters else {}
-        for _ in range(n):
-            if self.edited:
-                x = hidden_states(ids[past:], **params, n_head=n_head, **cache, **({"past": past} if cache else {}))
-                past, logits = len(ids) if cache else 0, x[-1] @ params["wte"].T
-            else:
-                self.look(ids)
-                logits = self.logits(len(ids))
-            id = self.module.sample(logits, temperature, top_k, top_p, self.rng)
-            if id == END:
+    def known_states(self, inputs, *args, cache=None, past=0, **kwargs):
+        """hidden_states, for stream: what the views know of its text is not computed again, nor the other way round."""
+        if cache is None:
+            return self.hidden_states(inputs, *args, **kwargs)
+        self.look(self.text)
+        return self.hidden[past : len(self.text)]
+
+    def next_ids(self, ids, n, *options):
+        """Yields what stream yields; where generate is another than the repository's, what that gives."""
+        generate = getattr(self.module, "generate", None)
+        of = generate if generate and code_of(generate) != code_of(original.module.generate) else self.module.stream
+        new_ids = iter(of(ids, params, n_head, n, *options, stop=END))
+        while len(ids) < n_ctx:
+            self.text = ids  # in the meantime there may have been another
+            id = next(new_ids, None)
+            if id is None:
                 return
-            ids = [*ids, id]
-            yield id
+            ids = [*ids, int(id)]
+            yield ids[-1]
 
     def final_norm(self, x):
         """x as after the last block: ln_f, unless this version leaves it out."""
@@ -173,8 +186,8 @@ def ids_of(prompt):
 
 
 def options_of(settings):
-    options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p")
-    utils.check_options(0, *options, settings.get("seed"))
+    options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p"), settings.get("seed")
+    utils.check_options(0, *options)
     return options
 
 
@@ -193,7 +206,7 @@ def start():
 
 
 def analyse(prompt, settings):
-    ids, (temperature, top_k, top_p) = ids_of(prompt), options_of(settings)
+    ids, (temperature, top_k, top_p, _) = ids_of(prompt), options_of(settings)
     fresh, n = version.look(ids), len(ids)
     logits = version.logits(n)
     weights = None if version.weights is None else version.weights[:, :, :n, :n].tobytes()
@@ -302,15 +315,13 @@ def generate(prompt, settings, n):
     """Yields each new id with the text that it adds, whole characters only."""
     ids, options = ids_of(prompt), options_of(settings)
     utils.check("n", n, 0)
-    if settings.get("seed") is not None:
-        version.rng = np.random.default_rng(settings["seed"])
-    yield {"more": True, "ids": ids}
+    yield {"ids": ids}
     n_new, room = 0, min(n, n_ctx - len(ids))
     new_ids, same = itertools.tee(version.next_ids(ids, room, *options))
     for id, text in zip(new_ids, encoder.decode_stream(same)):
         n_new += 1
-        yield {"more": True, "id": id, "text": text}
-    yield {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
+        yield {"id": id, "text": text}
+    return {"reason": "end" if n_new < room else "context" if n_new < n else "length"}
 
 
 def decode(ids):
@@ -337,7 +348,7 @@ def held_out_loss():
     return {"loss": loss if math.isfinite(loss) else None}
 
 
-def check(source, only, skip, seconds):
+def check(source, only, skip, seconds, language):
     """What tutorial/check.py says of a source. skip: the functions that an earlier try did not come back from."""
     from tutorial import check
     from tutorial.inputs import inputs
@@ -348,18 +359,23 @@ def check(source, only, skip, seconds):
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(source)
     say(check.ALL)
-    namespace = check.load(path)
+    words = check.chinese if language == "zh" else str
+    try:
+        namespace = check.load(path)
+    except ValueError as error:
+        raise ValueError(words(str(error))) from None
     mine, found = dict(namespace), {}
     text = f"It is not done after {seconds} seconds: does a loop never end?"
     for name in skip:
-        found[name] = Finding(name, "wrong", ["time"], text), None
+        found[name] = Finding(name, "wrong", ["time"], words(text)), None
     for finding in findings_of(namespace, inputs(params, n_head), only, skip, say):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None
+        finding = finding._replace(text=words(finding.text))
         found[finding.function] = finding, line
-        yield {"more": True, "finding": {**finding._asdict(), "line": line}}
+        yield {"finding": {**finding._asdict(), "line": line}}
     found = [found[name] for name in RIGHT if name in found and only in (None, name)]
-    yield {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
+    return {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
 
 
 # --- the worker's side ---
@@ -382,13 +398,18 @@ def answer(call, args, id):
 
 
 def more(id):
+    """What a generator yields meanwhile, "events", and what it returns, if that is all."""
+    events, until = [], time.perf_counter() + SLICE
     try:
-        result = next(tasks[id])
+        while not events or time.perf_counter() < until:
+            events.append(next(tasks[id]))
+        return {"events": events, "more": True}
+    except StopIteration as end:
+        result = end.value
     except BaseException as error:
         result = {"error": located(error)}
-    if "more" not in result:
-        tasks.pop(id, None)
-    return result
+    forget(id)
+    return {"events": events, **result}
 
 
 def forget(id):

@@ -1,10 +1,13 @@
 // Runs Python, and nothing else: page/engine.mjs starts this file in a frame that has no origin and no network, sends
 // it the bytes of what it may have, and asks; page/live.py answers. Messages: { id, call, args } -> { id, result } or
-// { id, error }, with { id, event } in between, and { print } or { says } at any time. Files come as { file, bytes }.
+// { id, error }, with { id, events } in between, and { print } or { says } at any time. Files come as { file, bytes }.
+// { snapshot } is Python's memory after its start: sent as a file, it makes the next start take a tenth of the time.
 
 const HOME = "/home/pyodide";
 const LOCK = { // of no packages: they are unpacked here
   info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", python: "3.14.0" }, packages: {} };
+// what numpy and our files import of the standard library, so that it is in the snapshot
+const IMPORTED = "import csv, ctypes, datetime, difflib, hashlib, pickle, platform, secrets, shlex";
 const files = new Map(); // name -> { promise, give }
 const stopped = new Set(); // the calls that are to give no more
 let port, live;
@@ -51,9 +54,17 @@ async function start({ wheels, sources }) {
   compile();
   const [{ loadPyodide }, { default: createPyodideModule }] = await Promise.all(
     ["pyodide.mjs", "pyodide.asm.mjs"].map(moduleOf));
-  const python = await loadPyodide({
+  const load = (options) => loadPyodide({
     indexURL: "https://lib.invalid/", createPyodideModule, lockFileContents: LOCK,
-    stdout: print, stderr: print, env: { HOME } });
+    stdout: print, stderr: print, env: { HOME }, ...options });
+  const snapshot = await file("snapshot").promise; // null: there is none yet
+  let python = snapshot && await load({ _loadSnapshot: snapshot }).catch(() => null);
+  if (!python) {
+    python = await load({ _makeSnapshot: true });
+    python.runPython(IMPORTED);
+    const { buffer } = python.makeMemorySnapshot();
+    port.postMessage({ snapshot: buffer }, [buffer]);
+  }
   for (const wheel of wheels) python.unpackArchive(await file(wheel).promise, "wheel");
   port.postMessage({ says: "model" });
   for (const name of sources) {
@@ -70,7 +81,6 @@ async function start({ wheels, sources }) {
 function plain(result) {
   const found = result.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
   result.destroy();
-  if (found.error) throw found.error;
   return found;
 }
 
@@ -83,17 +93,15 @@ const pause = () => new Promise((resolve) => {
 });
 
 async function perform({ id, call, args }) {
-  let result = plain(live.answer(call, JSON.stringify(args), id));
-  while (result.more) {
-    port.postMessage({ id, event: result });
+  for (let result = plain(live.answer(call, JSON.stringify(args), id)); ; result = plain(live.more(id))) {
+    if (result.events) port.postMessage({ id, events: result.events });
+    if (result.error) throw result.error;
+    if (!result.more) return result;
     await pause(); // so that a message which came meanwhile is read
-    if (stopped.delete(id)) {
-      live.forget(id);
-      return { stopped: true };
-    }
-    result = plain(live.more(id));
+    if (!stopped.delete(id)) continue;
+    live.forget(id);
+    return { stopped: true };
   }
-  return result;
 }
 
 async function receive({ data }) {

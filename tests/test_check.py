@@ -1,6 +1,7 @@
 """tutorial/check.py: every mistake that it knows is found in files that were written in other ways, by its name alone."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import gpt2
-from tutorial import judge, mistakes
+from tutorial import check, judge, mistakes
 from tutorial.inputs import inputs
 from utils import load_encoder_hparams_and_params
 
@@ -44,6 +45,8 @@ def findings(text, cases=SMALL, **kwargs):
     before = dict(namespace)
     found = list(judge.check(namespace, cases, **kwargs))
     assert namespace == before
+    for line in check.chinese("\n".join(one.text for one in found)).splitlines():
+        assert re.search("[\u4e00-\u9fff]", line) or not line[:4].strip(), line  # or it is code
     return found
 
 
@@ -76,6 +79,7 @@ def test_every_mistake_is_made_in_two_ways_at_least():
     assert all(len(ways) >= 2 for names in MADE.values() for ways in names.values())
     for one in mistakes.TABLE:
         assert all(mistakes.variant((one, change)) for change in one.changes) and one.says.endswith((".", ")"))
+        assert check.chinese(one.says) != one.says
 
 
 @pytest.mark.parametrize(

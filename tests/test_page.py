@@ -1,7 +1,11 @@
 """The page in a real browser: what it shows is what gpt2.py gives here, natively; and an edited source reaches nothing.
 
 The browser is the system's Chromium; Pyodide and CodeMirror come from the folder that python -m page.fetch has filled,
-PICOGPT_LIB or lib/. Where one of them is missing, the tests that need it are skipped. With -s, the speed is printed.
+PICOGPT_LIB or lib/. Where one of them is missing, the tests that need it are skipped. The speed is printed.
+
+    python tests/test_page.py
+
+makes page/picture.png anew, which the README shows: after a change of the page, of gpt2.py or of the weights.
 """
 
 import contextlib
@@ -22,7 +26,7 @@ import pytest
 from beyond import attention
 import gpt2
 import gpt2_pico
-from tutorial.check import check_file, report
+from tutorial.check import check_file, chinese, report
 import utils
 
 TABLE = json.loads((ROOT / "page" / "lib.json").read_text())
@@ -200,7 +204,8 @@ class Visit:
     """A page that was opened, and what it asked for and complained of."""
 
     def __init__(self, browser, address, path="/page/?lib=../lib&lang=en", route=None, script=None, **options):
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US", **options)
+        options = {"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options}
+        self.context = browser.new_context(**options)
         self.page, self.requests, self.complaints = self.context.new_page(), [], []
         self.page.set_default_timeout(60_000)
         self.page.on("console", lambda one: one.type in ("error", "warning") and self.complaints.append(one.text))
@@ -453,6 +458,29 @@ def test_a_break_has_the_loss_that_python_gives_and_is_undone(visit, name):
     assert page.get_attribute(f'[data-break="{name}"]', "aria-pressed") == "false"
 
 
+EDITS = {  # of what writes the text
+    "stream": ("ids.append(next_id)", "ids.append(1)"),
+    "generate": ("return list(stream(", "return 2 * list(stream("),
+    "sample": ("return int(np.argmax(logits))", "return int(np.argmin(logits))"),
+}
+
+
+@in_browser
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_of_what_writes_the_text_shows(visit, name):
+    assert SOURCE.count(EDITS[name][0]) == 1
+    source, ids = SOURCE.replace(*EDITS[name]), ENCODER.encode("ROMEO:")
+    found = visit.ask(
+        """await engine.setSource(args[0]);
+        const { ids } = await engine.generate(args[1], { n: 6 });
+        await engine.setSource(null);
+        return ids""",
+        source,
+        ids,
+    )
+    assert found == ids + module_of(source).generate(ids, PARAMS, N_HEAD, 6) != ids + native("ROMEO:", 6)
+
+
 @in_browser
 def test_an_error_is_at_its_line(visit):
     lines = SOURCE.split("\n")
@@ -485,7 +513,12 @@ def test_a_run_is_stopped_and_keeps_what_it_has(visit):
         """let n = 0, stopped;
         const onToken = () => { n += 1; if (n === 9) stopped = engine.stop(); };
         const { ids, reason } = await engine.generate("ROMEO:", { n: 200, temperature: 1, seed: 3 }, onToken);
-        return { reason, ids, restarted: (await stopped).restarted }"""
+        let asks = true;
+        const newer = (async () => { while (asks) await Promise.all([engine.decode([0]), engine.decode([1])]); })();
+        const { restarted } = await stopped;
+        asks = false;
+        await newer;
+        return { reason, ids, restarted }"""
     )
     ids = ENCODER.encode("ROMEO:")
     n = len(found["ids"]) - len(ids)
@@ -586,7 +619,10 @@ def test_the_checker_says_what_tutorial_check_says(visit, tmp_path):
     source = SOURCE.replace("return x / x.sum(axis=-1, keepdims=True)", "return x / x.sum()")
     (tmp_path / "mine.py").write_text(source, "utf-8")
     found = visit.ask("return (await engine.check(args[0], 'softmax')).report", source)
-    assert found == report(check_file(tmp_path / "mine.py", "softmax")) and "one sum for all" in found
+    expected = check_file(tmp_path / "mine.py", "softmax")
+    assert found == report(expected) and "one sum for all" in found
+    found = visit.ask("return (await engine.check(args[0], 'softmax', () => {}, 'zh')).findings[0].text", source)
+    assert found == chinese(expected[0][0].text) != expected[0][0].text
     slow = "def gelu(x):\n    while True:\n        pass\n\n\ndef linear(x, w, b):\n    return x @ w\n"
     found = visit.ask(
         "engine.seconds = 2; try { return await engine.check(args[0]) } finally { engine.seconds = 20 }", slow
@@ -617,17 +653,37 @@ def test_a_link_runs_an_edited_source_only_after_a_click(chromium, address, open
 
 
 @in_browser
-def test_it_opens_again_without_a_network(chromium):
+def test_it_opens_again_without_a_network_and_soon(chromium, capsys):
+    """From what the browser has kept, Python's memory included, and also where that is damaged. Prints the speed."""
+
+    def reopen():
+        visit.page.reload()
+        visit.ready()
+        found = visit.ask("return (await engine.generate(args[0], { n: 4 })).ids", ENCODER.encode("ROMEO:"))
+        assert found == ENCODER.encode("ROMEO:") + native("ROMEO:", 4)
+        return visit.ask("return engine.snapshot === undefined"), *visit.page.evaluate(
+            "['first-paint', 'text'].map((name) => performance.getEntriesByName(name)[0].startTime)"
+        )
+
     with serving(find_page) as address:
         visit = Visit(chromium, address).ready()
         visit.page.wait_for_function("caches.open('picogpt').then(cache => cache.match('/gpt2.py')).then(Boolean)")
         visit.page.wait_for_function(
             "caches.open('picogpt').then(cache => cache.keys()).then(keys => keys.length > 40)"
         )
-    visit.page.reload()
-    visit.ready()
-    found = visit.ask("return (await engine.generate(args[0], { n: 4 })).ids", ENCODER.encode("ROMEO:"))
-    assert found == ENCODER.encode("ROMEO:") + native("ROMEO:", 4)
+        visit.page.wait_for_function(
+            "caches.open('picogpt-python').then(cache => cache.keys()).then(keys => keys.length)"
+        )
+    was_kept, bar, text = reopen()
+    assert was_kept and bar < text < 30_000
+    visit.ask(
+        """const cache = await caches.open('picogpt-python'), [request] = await cache.keys();
+        const packed = new Blob(['no memory']).stream().pipeThrough(new CompressionStream('gzip'));
+        await cache.put(request, new Response(await new Response(packed).blob()))"""
+    )
+    assert not reopen()[0]
+    with capsys.disabled():
+        print(f"\nwarm start: the bar after {bar:.0f} ms, the text after {text:.0f} ms")
     visit.context.close()
 
 
@@ -729,3 +785,23 @@ def test_speed(visit, capsys):
             f"\nlast token new {found['end']:.0f} ms, 60 new {found['anew']:.0f} ms, greedy {found['greedy']:.0f} tokens/s, natively {rate:.0f}"
         )
     assert found["end"] < 500 and found["anew"] < 3000
+
+
+def picture(path):
+    """The page as it opens, with one token chosen."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    with serving(find_page) as address, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        visit = Visit(browser, address, viewport={"width": 1360, "height": 1060}).ready()
+        visit.page.click("#tokens > :nth-last-child(8)")
+        visit.page.mouse.move(0, 0)
+        visit.page.wait_for_timeout(1000)
+        visit.page.screenshot(path=path)
+        browser.close()
+    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    picture(ROOT / "page" / "picture.png")

@@ -14,6 +14,7 @@ ends, and another process does the same without that function.
 """
 
 import faulthandler
+import functools
 import json
 import linecache
 import os
@@ -25,6 +26,7 @@ import types
 
 from tutorial.inputs import inputs
 from tutorial.judge import NAMES, Finding, FirstLine, check, describe
+from tutorial.mistakes import TABLE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START = f"import sys; sys.path.insert(0, {ROOT!r}); from tutorial.check import child; child(*sys.argv[1:])"
@@ -152,6 +154,24 @@ def report(findings):
         f"\n{count.count('right')} right, {count.count('wrong') + count.count('waits')} wrong, "
         f"{count.count('to do')} still to do"
     )
+    return "\n".join(lines)
+
+
+@functools.cache
+def forms():
+    """[(pattern, in Chinese)] of all that is said of a function; {} in both is what may vary."""
+    with open(os.path.join(ROOT, "tutorial", "check.zh.json"), encoding="utf-8") as file:
+        table = json.load(file)
+    said = {one.says: table[one.function][one.name] for one in TABLE} | table["others"]
+    return [(re.compile(re.escape(form).replace(r"\{\}", "(.*)")), words) for form, words in said.items()]
+
+
+def chinese(text):
+    """What is said of a function, in Chinese. Lines that are not ours, such as code, stay as they are."""
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        found = ((form.fullmatch(line), words) for form, words in forms())
+        lines[i] = next((words.format(*one.groups()) for one, words in found if one), line)
     return "\n".join(lines)
 
 
