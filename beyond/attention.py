@@ -4,7 +4,7 @@
 
 writes one page, for a browser, that needs no network, and prints
 
-    page.html: 11 tokens, 36,185 bytes
+    page.html: 11 tokens, 36,320 bytes
 
 attention is redefined to keep its weights, and look keeps the output of each block. Everything else is gpt2.py as it
 is, so the page shows the very numbers that make the logits. The output of a block is not yet meant for the projection;

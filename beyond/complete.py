@@ -4,8 +4,8 @@
 
 prints a line of JSON for each of several samples; a single one is printed as it is:
 
-    "\\nCome, gentlemen"
-    "\\nI thank thee, I wot; I have beat my love\\nTo stop thy heads"
+    "\\nAy, give me sock: I wish it"
+    "\\nI thank thee"
 
 The prompt passes through the model once, whatever the number of samples: each goes on from a copy of its cache.
 A repetition penalty p divides the logits of tokens that are in the text already by p where they are above 0, and

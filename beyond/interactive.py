@@ -1,19 +1,19 @@
 r"""A text that grows: type, the model goes on, type again. Model and text stay in memory.
 
-    python -m beyond.interactive --model_size shakespeare --temperature 0.8 --seed 4
+    python -m beyond.interactive --model_size shakespeare --temperature 0.8 --top_p 0.9 --seed 4
 
     (shakespeare, a context of 256 tokens. Type a text, or /help; Ctrl-D ends)
     > JULIET:
 
-    Rather, as I did.
+    O heaven!
     (here the model ends its text: after Enter it begins another)
     > \
       \
       ROMEO:
 
-    O God, thou dear saint, rise in love by thy eyes
-    Hath made thee send that thou art pretty tide.
-    What is thy death?
+    O Juliet, to do this eye, so long,
+    Being in thy heads, even thou hast with her,
+    Or else thou canst be
     >
 
 What is typed joins the text as it is, and the model goes on from there; Enter alone lets it go on, Ctrl-C stops it,

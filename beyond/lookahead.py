@@ -1,10 +1,10 @@
 """The same text in fewer passes: guess the next tokens, and check all guesses at once.
 
-    python -m beyond.lookahead "Good morrow, my" --model_size shakespeare --n_tokens_to_generate 200
+    python -m beyond.lookahead "To be, or not to be" --model_size shakespeare --n_tokens_to_generate 200
 
 prints what gpt2.py prints and, on standard error, how many tokens came a pass:
 
-    200 tokens in 64 passes: 3.12 a pass
+    200 tokens in 73 passes: 2.74 a pass
 
 A pass reads every weight, whether it works on one token or on sixteen, so sixteen take only about three times as long
 as one. Where the last few tokens were there before, in prompt or output, we guess that the same follows again, and

@@ -4,7 +4,7 @@ r"""Pre-training: a text goes in, a model folder that gpt2.py runs comes out.
 
 takes two minutes on two cores and prints
 
-    models/mine: held-out loss 4.1161 nats a token, 1.8988 a character
+    models/mine: held-out loss 4.1344 nats a token, 1.9073 a character
 
 The forward pass is gpt2.gpt2 as it is, with jax.numpy for its np: jax.vmap makes the batch, jax.grad the gradients,
 jax.jit the speed. Redefined are transformer_block, for dropout, and linear, for weights whose heads have an axis. The

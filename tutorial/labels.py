@@ -84,8 +84,8 @@ CHINESE = {
     "weight\nsoftmax": "权重\nsoftmax",
     "value\nfirst 4 of {} numbers": "值\n{} 个数中的前 4 个",
     "sum = {:.0f}": "总和 = {:.0f}",
-    '{} gets {:.2f} times the value of "{}", and a little of each other value': (
-        "{} 得到 {:.2f} 份“{}”的值，以及其他值各一点"
+    '{} gets {:.2f} times the value of "{}", and less of each other value': (
+        "{} 得到 {:.2f} 份“{}”的值，其他值各占的更少"
     ),
     # mask
     "scores: q @ k.T / √d": "分数：q @ k.T / √d",
