@@ -10,8 +10,8 @@ import { fill, make, rove, reachable } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search), lib = query.get("lib");
-const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 4 };  // what is there before anything is clicked
-const HEAD = { layer: 4, head: 3 };  // one that looks at the token before, which is easily seen
+const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 2 };  // what is there before anything is clicked
+const HEAD = { layer: 5, head: 4 };  // one that looks at the token before, which is easily seen
 const N_BARS = 12, ALL_K = 101, END = "<|endoftext|>";
 const WAIT = 400;  // milliseconds until a stop is offered
 const BETWEEN = 100, PART = 3;  // from one picture of a run to the next: milliseconds, and times what a picture takes
