@@ -155,7 +155,7 @@ def test_keys_and_narrow_screens(page):
     const map = document.getElementById("large");
     for (const key of ["ArrowDown", "ArrowRight", "ArrowRight", "ArrowUp", "ArrowUp"])
       map.dispatchEvent(new KeyboardEvent("keydown", { key, cancelable: true }));
-    document.querySelectorAll("#heads button")[23].click();
+    document.querySelectorAll("#heads button")[33].click();
     document.body.dataset.found = location.hash + " " + (document.documentElement.scrollWidth <= innerWidth) + " " + innerWidth;"""
     frame = page.parent / "frame.html"
     open_page(page, "--dump-dom", script=script, name="keys")
