@@ -141,8 +141,12 @@ def summed(typing, lanes):  # -> float32
 
 
 @intrinsic
-def as_floats(typing, lanes):
-    return MANY(MANY_INTS), lambda context, builder, signature, args: builder.sitofp(args[0], MANY.of)
+def as_floats(typing, high, low):  # 128 * high + low
+    def generate(context, builder, signature, args):
+        high = builder.shl(args[0], ir.Constant(MANY_INTS.of, [7] * 64))
+        return builder.sitofp(builder.add(high, args[1]), MANY.of)
+
+    return MANY(MANY_INTS, MANY_INTS), generate
 
 
 @intrinsic

@@ -4,8 +4,9 @@
 
 With 8 bits a weight is a whole number from -127 to 127 times a scale, one for each output; with 4 bits from -7 to 7,
 and a scale for each 64 inputs of an output. Rounding is off by half a scale at most. The input of a product is made
-whole numbers from -127 to 127, too, as it comes, with a scale for each 64 numbers of a row, so that a large one spoils
-no others; bytes are multiplied by bytes and added as whole numbers, exactly, and every 64 products are scaled. A weight
+whole numbers, too, as it comes, with a scale for each 64 numbers of a row, so that a large one spoils no others. They
+have 15 bits, in two bytes: one byte costs no more loss, but then a rounding of float32, which differs between chapters,
+soon changes a byte and the text; so bytes are multiplied by bytes twice, and added as whole numbers, exactly. A weight
 matrix here is an object that knows how to multiply: x @ w in gpt2.linear calls its __rmatmul__, so gpt2.py and all
 chapters that call it run with quantized params as they are.
 
@@ -44,6 +45,7 @@ import utils
 FORMAT = "PicoGPT quantized 2"
 HEADER = 2**18  # bytes, more than any model's
 GROUP = 64  # inputs that share a scale, of x and of weights of 4 bits
+MOST = np.float32(127 * 128)  # of a whole number of x
 WORDS = {8: np.int8, 4: np.uint8}  # what a weight's bits are kept in
 ROWS = 32  # at a time: their sums, and the weights that they are multiplied with, stay in the nearest cache
 AHEAD = 2**13  # bytes: weights are asked for so long before they are needed
@@ -59,16 +61,17 @@ def whole_row(x, r, offset, whole, scales, starts):  # [n_in] -> row r of each g
         highest, total = np.float32(0), np.float32(0)
         for k in range(len(group)):
             highest = max(highest, abs(group[k]))
-        factor = np.float32(127) / highest if highest > 1e-36 else np.float32(0)  # less would make it infinite
+        factor = MOST / highest if highest > 1e-36 else np.float32(0)  # less would make it infinite
         for k in range(len(group)):
             n = np.floor(group[k] * factor + np.float32(0.5))
-            numbers[k], total = np.int8(n), total + n
-        scales[g, r], starts[g, r] = highest / np.float32(127), np.int32(-offset * total)
+            high = np.floor((n + np.float32(64)) / np.float32(128))
+            numbers[0, k], numbers[1, k], total = np.int8(high), np.int8(n - 128 * high), total + n
+        scales[g, r], starts[g, r] = highest / MOST, np.int32(-offset * total)
 
 
 @compiled(parallel=True)
-def _whole_numbers(x, offset, whole, scales, starts):  # [n, n_in] -> [n_groups, n, 64] and twice [n_groups, n]
-    """x is nearly whole * scales. What the weights have too much, offset, makes the sum too large by -starts."""
+def _whole_numbers(x, offset, whole, scales, starts):  # [n, n_in] -> [n_groups, n, 2, 64], twice [n_groups, n]
+    """x is nearly (128 * whole[:, :, 0] + whole[:, :, 1]) * scales. starts takes off what the weights' offset adds."""
     if x.size <= FEW:
         for r in range(len(x)):
             whole_row(x[r], r, offset, whole, scales, starts)
@@ -78,47 +81,43 @@ def _whole_numbers(x, offset, whole, scales, starts):  # [n, n_in] -> [n_groups,
 
 
 @compiled(inline="always")
-def add(sums, i, total, scale, w_scales):
-    store(fma(load64(sums, i), as_floats(total), times(scale, w_scales)), sums, i)
+def add(sums, r, high, low, scale, w_scales):
+    o = r % ROWS * 64
+    store(fma(load64(sums, o), as_floats(high, low), times(scale, w_scales)), sums, o)
 
 
 @compiled(inline="always")
 def tile(count, x, j, scales, starts, r, w, i, n_bytes, w_scales, sums):
-    """Adds the products of 64 inputs with the weights of 64 outputs to the sums of count rows, 1 or 4.
+    """Adds the products of 64 inputs with the weights of 64 outputs to the sums of count rows, 1 or 2.
 
-    A sum is at most 64 * 127 * 255, so int32 and, without the offset, float32 hold it exactly."""
-    a = b = c = d = all_lanes(starts[r])
-    if count == 4:
-        b, c, d = all_lanes(starts[r + 1]), all_lanes(starts[r + 2]), all_lanes(starts[r + 3])
+    None leaves int32: of high bytes it is at most 64 * 255 * 127, and 128 times as much of both."""
+    a, b, c, d = all_lanes(0), all_lanes(starts[r]), all_lanes(0), all_lanes(starts[r + count - 1])
     for k in range(i, i + n_bytes, 256):
         prefetch(w, k + AHEAD)
-        a = add_products(a, w, k, x, j)
-        if count == 4:  # the weights are read once for four rows
-            b, c = add_products(b, w, k, x, j + GROUP), add_products(c, w, k, x, j + 2 * GROUP)
-            d = add_products(d, w, k, x, j + 3 * GROUP)
+        a, b = add_products(a, w, k, x, j), add_products(b, w, k, x, j + GROUP)
+        if count == 2:  # the weights are read once for both
+            c, d = add_products(c, w, k, x, j + 2 * GROUP), add_products(d, w, k, x, j + 3 * GROUP)
         j += GROUP * 256 // n_bytes
-    o = r % ROWS * 64
-    add(sums, o, a, scales[r], w_scales)
-    if count == 4:
-        add(sums, o + 64, b, scales[r + 1], w_scales), add(sums, o + 128, c, scales[r + 2], w_scales)
-        add(sums, o + 192, d, scales[r + 3], w_scales)
+    add(sums, r, a, b, scales[r], w_scales)
+    if count == 2:
+        add(sums, r + 1, c, d, scales[r + 1], w_scales)
 
 
 @compiled(parallel=True)
-def _product(x, scales, starts, w, w_scales, out):  # [n_groups, n, 64] ... -> [n, n_out]
+def _product(x, scales, starts, w, w_scales, out):  # [n_groups, n, 2, 64] ... -> [n, n_out]
     (n_groups, n), n_bytes, n_scales = scales.shape, w.shape[2], w_scales.shape[1]
     flat_x, flat_w, flat_scales = x.reshape(-1), w.reshape(-1), w_scales.reshape(-1)
     for block in prange(len(w)):
         sums = np.empty(min(n, ROWS) * 64, np.float32)
         for first in range(0, n, ROWS):
             last, sums[:] = min(first + ROWS, n), 0
-            fours = last - (last - first) % 4
             for g in range(n_groups):
                 s, i = load64(flat_scales, (block * n_scales + g % n_scales) * 64), (block * n_groups + g) * n_bytes
-                for r in range(first, fours, 4):
-                    tile(4, flat_x, (g * n + r) * GROUP, scales[g], starts[g], r, flat_w, i, n_bytes, s, sums)
-                for r in range(fours, last):
-                    tile(1, flat_x, (g * n + r) * GROUP, scales[g], starts[g], r, flat_w, i, n_bytes, s, sums)
+                for r in range(first, last - 1, 2):
+                    tile(2, flat_x, (g * n + r) * 2 * GROUP, scales[g], starts[g], r, flat_w, i, n_bytes, s, sums)
+                if (last - first) % 2:
+                    r = last - 1
+                    tile(1, flat_x, (g * n + r) * 2 * GROUP, scales[g], starts[g], r, flat_w, i, n_bytes, s, sums)
             for r in range(first, last):
                 out[r, block * 64 : block * 64 + 64] = sums[(r - first) * 64 : (r - first) * 64 + 64]
 
@@ -139,7 +138,7 @@ class Quantized:
     def __rmatmul__(self, x):  # [..., n_in] -> [..., n_out] float32
         rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
         n_blocks, n_groups, _ = self.words.shape
-        whole = np.zeros((n_groups, len(rows), GROUP), np.int8)
+        whole = np.zeros((n_groups, len(rows), 2, GROUP), np.int8)
         scales, starts = (np.empty((n_groups, len(rows)), kind) for kind in (np.float32, np.int32))
         _whole_numbers(rows, 2 ** (self.bits - 1), whole, scales, starts)
         out = np.empty((len(rows), 64 * n_blocks), np.float32)

@@ -45,7 +45,7 @@ def test_multiples_of_the_scale_are_exact_and_so_is_their_product(bits, shape, n
     found, exact = x @ matrix, x.astype(np.float64) @ (w / 4)
     assert found.dtype == np.float32 and found.shape == exact.shape
     starts = range(0, shape[0], group)
-    steps = [np.abs(x[:, i : i + group]).max(axis=1, keepdims=True) / 127 for i in starts]
+    steps = [np.abs(x[:, i : i + group]).max(axis=1, keepdims=True) / (127 * 128) for i in starts]
     off = sum(0.501 * step * np.abs(w[i : i + group] / 4).sum(axis=0) for i, step in zip(starts, steps))
     assert (np.abs(found - exact) <= off + 1e-5 * np.abs(x) @ np.abs(w / 4)).all()
     for row, alone in zip(found, x):
