@@ -45,7 +45,6 @@ import utils
 FORMAT = "PicoGPT quantized 2"
 HEADER = 2**18  # bytes, more than any model's
 GROUP = 64  # inputs that share a scale, of x and of weights of 4 bits
-MOST = np.float32(127 * 128)  # of a whole number of x
 WORDS = {8: np.int8, 4: np.uint8}  # what a weight's bits are kept in
 ROWS = 32  # at a time: their sums, and the weights that they are multiplied with, stay in the nearest cache
 AHEAD = 2**13  # bytes: weights are asked for so long before they are needed
@@ -56,17 +55,20 @@ AHEAD = 2**13  # bytes: weights are asked for so long before they are needed
 
 @compiled(fastmath={*FAST, "nnan"})
 def whole_row(x, r, offset, whole, scales, starts):  # [n_in] -> row r of each group
-    for g in range(len(whole)):
-        group, numbers = x[g * GROUP : (g + 1) * GROUP], whole[g, r]
-        highest, total = np.float32(0), np.float32(0)
-        for k in range(len(group)):
-            highest = max(highest, abs(group[k]))
-        factor = MOST / highest if highest > 1e-36 else np.float32(0)  # less would make it infinite
-        for k in range(len(group)):
-            n = np.floor(group[k] * factor + np.float32(0.5))
-            high = np.floor((n + np.float32(64)) / np.float32(128))
-            numbers[0, k], numbers[1, k], total = np.int8(high), np.int8(n - 128 * high), total + n
-        scales[g, r], starts[g, r] = highest / MOST, np.int32(-offset * total)
+    for g in range(len(scales)):
+        highest = np.float32(1e-32)  # less would make a factor infinite
+        for k in range(g * GROUP, (g + 1) * GROUP):
+            highest = max(highest, abs(x[k]))
+        scales[g, r] = highest / np.float32(127 * 128)
+    for g in range(len(scales)):
+        factor, total, high, low = np.float32(1) / scales[g, r], np.float32(0), whole[g, r, 0], whole[g, r, 1]
+        for k in range(GROUP):
+            n = np.floor(x[g * GROUP + k] * factor + np.float32(0.5))
+            high[k], total = np.int8(np.floor(n * np.float32(1 / 128) + np.float32(0.5))), total + n
+        for k in range(GROUP):  # a loop that writes to two places would be slower
+            n = np.floor(x[g * GROUP + k] * factor + np.float32(0.5))
+            low[k] = np.int8(n - np.float32(128) * np.floor(n * np.float32(1 / 128) + np.float32(0.5)))
+        starts[g, r] = np.int32(-offset * total)
 
 
 @compiled(parallel=True)
@@ -137,8 +139,9 @@ class Quantized:
 
     def __rmatmul__(self, x):  # [..., n_in] -> [..., n_out] float32
         rows = np.ascontiguousarray(x, np.float32).reshape(-1, x.shape[-1])
+        rows = np.pad(rows, ((0, 0), (0, -x.shape[-1] % GROUP))) if x.shape[-1] % GROUP else rows
         n_blocks, n_groups, _ = self.words.shape
-        whole = np.zeros((n_groups, len(rows), 2, GROUP), np.int8)
+        whole = np.empty((n_groups, len(rows), 2, GROUP), np.int8)
         scales, starts = (np.empty((n_groups, len(rows)), kind) for kind in (np.float32, np.int32))
         _whole_numbers(rows, 2 ** (self.bits - 1), whole, scales, starts)
         out = np.empty((len(rows), 64 * n_blocks), np.float32)
