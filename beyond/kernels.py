@@ -23,6 +23,7 @@ from beyond.lanes import (
     FEW,
     compiled,
     fma,
+    larger,
     load16,
     load64,
     no_floats,
@@ -255,7 +256,7 @@ def prepare(params):
 def softmax(scores, n):  # [at least n] in place: of the first n, as in gpt2.py; what follows becomes 0
     highest, total = scores[0], np.float32(0)
     for i in range(1, n):
-        highest = max(highest, scores[i])
+        highest = larger(highest, scores[i])
     for i in range(n):
         scores[i] = exp(scores[i] - highest)
         total += scores[i]

@@ -158,6 +158,15 @@ def all_lanes(typing, x):  # 64 times the same whole number
 
 
 @intrinsic
+def larger(typing, x, y):  # of two float32; Python's max takes one path or the other, so that no loop becomes vectors
+    def generate(context, builder, signature, args):
+        call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, F32]), "llvm.maxnum.f32")
+        return builder.call(call, args, fastmath=["nnan", "nsz"])
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@intrinsic
 def power_of_two(typing, n):  # 2 ** n of a whole number from -126 to 127, by writing n into a float's exponent
     def generate(context, builder, signature, args):
         exponent = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
@@ -225,7 +234,7 @@ def prefetch(typing, array, i):  # begins to read 256 bytes from array[i] on, wh
     def generate(context, builder, signature, args):
         at = address(context, builder, array, *args, ir.IntType(8))
         kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
-        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [at.type], kind)
         for n in range(0, 256, 64):
             builder.call(fetch, [builder.gep(at, [ir.Constant(I32, n)]), *(ir.Constant(I32, m) for m in (0, 3, 1))])
         return context.get_dummy_value()

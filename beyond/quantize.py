@@ -34,6 +34,7 @@ from beyond.lanes import (
     as_floats,
     compiled,
     fma,
+    larger,
     load64,
     prange,
     prefetch,
@@ -53,12 +54,12 @@ AHEAD = 2**13  # bytes: weights are asked for so long before they are needed
 # --- the product ---
 
 
-@compiled(fastmath={*FAST, "nnan"})
+@compiled(fastmath=FAST)
 def whole_row(x, r, offset, whole, scales, starts):  # [n_in] -> row r of each group
     for g in range(len(scales)):
         highest = np.float32(1e-32)  # less would make a factor infinite
         for k in range(g * GROUP, (g + 1) * GROUP):
-            highest = max(highest, abs(x[k]))
+            highest = larger(highest, abs(x[k]))
         scales[g, r] = highest / np.float32(127 * 128)
     for g in range(len(scales)):
         factor, total, high, low = np.float32(1) / scales[g, r], np.float32(0), whole[g, r, 0], whole[g, r, 1]
