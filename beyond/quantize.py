@@ -5,17 +5,20 @@
 With 8 bits a weight is a whole number from -127 to 127 times a scale, one for each output; with 4 bits from -7 to 7,
 and a scale for each 64 inputs of an output. Rounding is off by half a scale at most. The input of a product is made
 whole numbers, too, as it comes, with a scale for each 64 numbers of a row, so that a large one spoils no others. They
-have 15 bits, in two bytes: one byte costs no more loss, but then a rounding of float32, which differs between chapters,
-soon changes a byte and the text; so bytes are multiplied by bytes twice, and added as whole numbers, exactly. A weight
-matrix here is an object that knows how to multiply: x @ w in gpt2.linear calls its __rmatmul__, so gpt2.py and all
-chapters that call it run with quantized params as they are.
+have 15 bits, in two bytes, and bytes are multiplied by bytes and added as whole numbers, exactly. One byte would take
+half as many products and cost no more loss; but then a last bit of float32, in which chapters may differ, would soon
+change a byte, and another text would come. A weight matrix here is an object that knows how to multiply: x @ w in
+gpt2.linear calls its __rmatmul__, so gpt2.py and all chapters that call it run with quantized params as they are.
 
 The first start writes the quantized model, once, beside the checkpoint (model.int8 or model.int4) or where --weights
 says; from then on it is mapped, and of the checkpoint only samples are read. It knows the checkpoint it came from:
 another one under the same name is noticed.
 
-What it costs the shakespeare model: its held-out loss is 3.2214 nats a token in float32, 3.2208 with 8 bits and 3.2316
-with 4. Of the tokens that follow 1,000 pieces of held_out.txt, 40 tokens each, 986 and 855 are those of float32.
+What it costs the shakespeare model: its held-out loss is 3.2214 nats a token in float32, 3.2207 with 8 bits and 3.2315
+with 4. Of the tokens that follow 1,000 pieces of held_out.txt, 40 tokens each, 989 and 855 are those of float32.
+
+In the shape of 1558M, random weights, on two cores: files of 6.23, 1.57 and 0.89 GB; at its peak the command takes 6.1
+GB (gpt2.py), 1.7 and 1.05 GB, 8.7 GB when it writes the file; and a token takes 160 ms, 43 and 26 with --kernels.
 """
 
 import hashlib
