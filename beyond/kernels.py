@@ -293,34 +293,23 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
     keys, values = np.zeros((d, (n_k + 63) // 64 * 64), np.float32), np.zeros((n_k, width), np.float32)
     keys[:, :n_k], values[:, :d] = k.T, v
     queries, scores = np.zeros((16, d), np.float32), np.zeros((16, keys.shape[1]), np.float32)
-    found, n_scores = np.zeros((16, width), np.float32), keys.shape[1]
-    flat_keys, flat_values, flat_queries = keys.reshape(-1), values.reshape(-1), queries.reshape(-1)
+    found, n = np.zeros((16, width), np.float32), keys.shape[1]
+    flat_q, flat_k, flat_v = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
     flat_scores, flat_found = scores.reshape(-1), found.reshape(-1)
     for first in range(0, n_q, 16):
-        n = min(16, n_q - first)
-        queries[:n] = q[first : first + n] * scale
-        longest = seen[first : first + n].max()
+        n_rows = min(16, n_q - first)
+        queries[:n_rows] = q[first : first + n_rows] * scale
+        longest = seen[first : first + n_rows].max()
         scores[:], found[:] = 0, 0
         for c in range(0, longest, 64):
-            for r in range(0, n, 4):
-                tile(flat_queries, r * d, d, flat_keys, c, n_scores, flat_scores, r * n_scores + c, n_scores, d)
-        for r in range(n):
+            for r in range(0, n_rows, 4):
+                tile(flat_q, r * d, d, flat_k, c, n, flat_scores, r * n + c, n, d)
+        for r in range(n_rows):
             softmax(scores[r], seen[first + r])
         for c in range(0, width, 64):
-            for r in range(0, n, 4):
-                tile(
-                    flat_scores,
-                    r * n_scores,
-                    n_scores,
-                    flat_values,
-                    c,
-                    width,
-                    flat_found,
-                    r * width + c,
-                    width,
-                    longest,
-                )
-        out[first : first + n] = found[:n, :d]
+            for r in range(0, n_rows, 4):
+                tile(flat_scores, r * n, n, flat_v, c, width, flat_found, r * width + c, width, longest)
+        out[first : first + n_rows] = found[:n_rows, :d]
 
 
 @compiled(fastmath=FAST)

@@ -1,9 +1,9 @@
-"""Sixteen numbers at once: the few vector operations that kernels.py and quantize.py are made of, for Numba.
+"""Many numbers at once: the few vector operations that kernels.py and quantize.py are made of, for Numba.
 
 A core adds or multiplies 4 to 16 float32 in one instruction. A compiler finds such instructions for simple loops by
-itself (kernels.gelu), but not for a matrix product, whose speed comes from keeping 16 sums in registers while each
-number that was loaded is used several times. So here a value may be 16 sums, Lanes, and an @intrinsic is an operation
-on them, in LLVM's language for all processors: where a register holds fewer, LLVM takes several.
+itself (kernels.gelu), but not for a matrix product, whose speed comes from keeping many sums in registers while each
+number that was loaded is used several times. So here a value may be 16 or 64 numbers, Lanes, and an @intrinsic is an
+operation on them, in LLVM's language for all processors: where a register holds fewer, LLVM takes several.
 """
 
 import functools

@@ -68,10 +68,10 @@ def whole_row(x, r, offset, whole, scales, starts):  # [n_in] -> row r of each g
         factor, total, high, low = np.float32(1) / scales[g, r], np.float32(0), whole[g, r, 0], whole[g, r, 1]
         for k in range(GROUP):
             n = np.floor(x[g * GROUP + k] * factor + np.float32(0.5))
-            high[k], total = np.int8(np.floor(n * np.float32(1 / 128) + np.float32(0.5))), total + n
+            high[k] = np.int8(np.floor(n * np.float32(1 / 128) + np.float32(0.5)))
         for k in range(GROUP):  # a loop that writes to two places would be slower
             n = np.floor(x[g * GROUP + k] * factor + np.float32(0.5))
-            low[k] = np.int8(n - np.float32(128) * np.floor(n * np.float32(1 / 128) + np.float32(0.5)))
+            low[k], total = np.int8(n - np.float32(128) * np.float32(high[k])), total + n
         starts[g, r] = np.int32(-offset * total)
 
 
