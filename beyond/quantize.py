@@ -18,7 +18,7 @@ What it costs the shakespeare model: its held-out loss is 3.2214 nats a token in
 with 4. Of the tokens that follow 1,000 pieces of held_out.txt, 40 tokens each, 989 and 855 are those of float32.
 
 In the shape of 1558M, random weights, on two cores: files of 6.23, 1.57 and 0.89 GB; at its peak the command takes 6.1
-GB (gpt2.py), 1.7 and 1.05 GB, 8.7 GB when it writes the file; and a token takes 160 ms, 43 and 26 with --kernels.
+GB (gpt2.py), 1.7 and 1.05 GB, 8.7 GB when it writes the file; and a token takes 159 ms, 40 and 25 with --kernels.
 """
 
 import hashlib
