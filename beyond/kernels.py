@@ -18,12 +18,27 @@ from llvmlite.binding import get_host_cpu_features
 import numpy as np
 
 from beyond import variant
-from beyond.lanes import FEW, compiled, fma, load16, no_floats, packed, power_of_two, prange, store16, summed
+from beyond.lanes import (
+    FAST,
+    FEW,
+    compiled,
+    fma,
+    larger,
+    load16,
+    load64,
+    no_floats,
+    packed,
+    power_of_two,
+    prange,
+    prefetch,
+    store,
+    summed,
+)
 import gpt2
 
 # where registers hold 16 numbers, the product here was the faster one at any size; elsewhere NumPy's library may be
 MOST_ROWS = np.inf if get_host_cpu_features().get("avx512f") else 64
-FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
+AHEAD = 2**11  # numbers: keys and values are asked for so long before they are needed
 
 
 # --- the small layers ---
@@ -44,27 +59,26 @@ def exp(x):  # float32 -> float32, exact to 2e-7; 2^n * e^r with |r| <= log(2) /
 
 
 @compiled(fastmath=FAST)
-def gelu_row(x, b, out):  # [n], [n] -> [n]: gelu(x + b)
+def gelu_row(x, b):  # [n], [n] -> x = gelu(x + b), in place
     for j in range(len(x)):
         a = x[j] + b[j]
         u = np.float32(-1.5957691216057308) * (a + np.float32(0.044715) * a * a * a)
-        out[j] = a / (np.float32(1) + exp(u))  # (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
+        x[j] = a / (np.float32(1) + exp(u))  # (1 + tanh(u)) / 2 = 1 / (1 + e^(-2u))
 
 
-@compiled(parallel=True, fastmath=FAST)
-def _gelu(x, b, out):  # [n, n_out], [n_out] -> [n, n_out]
+@compiled(parallel=True)
+def _gelu(x, b):  # [n, n_out], [n_out], in place
     if x.size <= FEW:
         for i in range(len(x)):
-            gelu_row(x[i], b, out[i])
+            gelu_row(x[i], b)
     else:
         for i in prange(len(x)):
-            gelu_row(x[i], b, out[i])
+            gelu_row(x[i], b)
 
 
 def gelu(x):  # any shape -> same shape
-    out = np.empty(x.shape, np.float32)
-    rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-    _gelu(rows, np.zeros(x.shape[-1], np.float32), out.reshape(rows.shape))
+    out = np.array(x, np.float32, order="C")
+    _gelu(out.reshape(-1, x.shape[-1]), np.zeros(x.shape[-1], np.float32))
     return out
 
 
@@ -85,7 +99,7 @@ def linear(x, w, b):  # [..., n_in], [n_in, n_out], [n_out] -> [..., n_out]
 
 def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
     up = x @ c_fc["w"]
-    _gelu(up, c_fc["b"], up)
+    _gelu(up, c_fc["b"])
     return linear(up, **c_proj)
 
 
@@ -145,14 +159,30 @@ def _row_transposed(x, w, out):  # [n_in], [n_out, n_in] -> [n_out]
 
 
 @compiled(inline="always")
-def load4(array, i, step):  # four times 16 numbers
-    return load16(array, i), load16(array, i + step), load16(array, i + 2 * step), load16(array, i + 3 * step)
+def tile(x, j, n_in, w, i, n_out, out, o, width, n):  # all flat: four rows of out[o:o + 64] += x[j:j + n] @ w[i:, :64]
+    """n_in, n_out and width: how far apart the rows of x, w and out are."""
+    a, b, c, d = load64(out, o), load64(out, o + width), load64(out, o + 2 * width), load64(out, o + 3 * width)
+    for k in range(j, j + n):
+        prefetch(w, i + 64)
+        weights = load64(w, i)  # each for four rows
+        a, b = fma(a, x[k], weights), fma(b, x[k + n_in], weights)
+        c, d = fma(c, x[k + 2 * n_in], weights), fma(d, x[k + 3 * n_in], weights)
+        i += n_out
+    store(a, out, o), store(b, out, o + width), store(c, out, o + 2 * width), store(d, out, o + 3 * width)
 
 
-@compiled(inline="always")
-def store4(lanes, array, i):
-    store16(lanes[0], array, i), store16(lanes[1], array, i + 16), store16(lanes[2], array, i + 32)
-    store16(lanes[3], array, i + 48)
+@compiled(parallel=True)
+def _product(x, w, out):  # out = [4 * n, n_in] @ [n_in, 64 * m]
+    (n_in, n_out), n_strips = w.shape, w.shape[1] // 64
+    flat_x, flat_w, flat = x.reshape(-1), w.reshape(-1), out.reshape(-1)
+    for part in prange((n_strips + 5) // 6):
+        for first in range(0, len(x), 64):  # so many rows of x, and of out, stay in the nearest caches
+            out[first : first + 64, part * 384 : part * 384 + 384] = 0
+            for k in range(0, n_in, 64):  # so much of w is read side by side, and used for all of these rows
+                n = min(64, n_in - k)
+                for c in range(part * 384, min(part * 384 + 384, n_out), 64):
+                    for r in range(first, min(first + 64, len(x)), 4):
+                        tile(flat_x, r * n_in + k, n_in, flat_w, k * n_out + c, n_out, flat, r * n_out + c, n_out, n)
 
 
 @compiled(inline="always")
@@ -160,50 +190,26 @@ def fma4(total, x, w):
     return fma(total[0], x, w[0]), fma(total[1], x, w[1]), fma(total[2], x, w[2]), fma(total[3], x, w[3])
 
 
-@compiled
-def tile(x, w, out, r, c, first, last):  # out[r:r + 4, c:c + 64] += x[r:r + 4, first:last] @ w[first:last, c:c + 64]
-    n_out, flat_w, flat = w.shape[1], w.reshape(-1), out.reshape(-1)
-    i0 = r * out.shape[1] + c
-    i1, i2, i3 = i0 + out.shape[1], i0 + 2 * out.shape[1], i0 + 3 * out.shape[1]
-    a, b, d, e = load4(flat, i0, 16), load4(flat, i1, 16), load4(flat, i2, 16), load4(flat, i3, 16)
-    for k in range(first, last):
-        four = load4(flat_w, k * n_out + c, 16)  # 64 weights, each for four rows
-        a, b = fma4(a, x[r, k], four), fma4(b, x[r + 1, k], four)
-        d, e = fma4(d, x[r + 2, k], four), fma4(e, x[r + 3, k], four)
-    store4(a, flat, i0), store4(b, flat, i1), store4(d, flat, i2), store4(e, flat, i3)
-
-
-@compiled(parallel=True)
-def _product(x, w, out):  # out = [4 * n, n_in] @ [n_in, 64 * m]
-    n_strips = w.shape[1] // 64
-    for part in prange((n_strips + 5) // 6):
-        for first in range(0, len(x), 64):  # so many rows of x, and of out, stay in the nearest caches
-            out[first : first + 64, part * 384 : part * 384 + 384] = 0
-            for k in range(0, w.shape[0], 64):  # so much of w is read side by side, and used for all of these rows
-                for strip in range(part * 6, min(part * 6 + 6, n_strips)):
-                    for r in range(first, min(first + 64, len(x)), 4):
-                        tile(x, w, out, r, strip * 64, k, min(k + 64, w.shape[0]))
-
-
-@compiled
-def turned_tile(x, w, out, r, n):  # out[r:r + 4, n:n + 4] = x[r:r + 4] @ w[n:n + 4].T
-    n_in, flat_x, flat_w = w.shape[1], x.reshape(-1), w.reshape(-1)
-    a = no_floats(), no_floats(), no_floats(), no_floats()
-    b, c, d = a, a, a
-    for k in range(0, n_in, 16):
-        i, four = r * n_in + k, load4(flat_w, n * n_in + k, n_in)
-        a, b = fma4(a, load16(flat_x, i), four), fma4(b, load16(flat_x, i + n_in), four)
-        c, d = fma4(c, load16(flat_x, i + 2 * n_in), four), fma4(d, load16(flat_x, i + 3 * n_in), four)
-    for j in range(4):
-        out[r, n + j], out[r + 1, n + j] = summed(a[j]), summed(b[j])
-        out[r + 2, n + j], out[r + 3, n + j] = summed(c[j]), summed(d[j])
+@compiled(inline="always")
+def four_rows(flat, i, step):  # 16 numbers of each
+    return load16(flat, i), load16(flat, i + step), load16(flat, i + 2 * step), load16(flat, i + 3 * step)
 
 
 @compiled(parallel=True)
 def _product_transposed(x, w, out):  # [4 * n, 16 * m] @ [n_out, 16 * m].T
+    n_in, flat_x, flat_w = w.shape[1], x.reshape(-1), w.reshape(-1)
     for part in prange((len(w) + 3) // 4):
-        for r in range(0, len(x), 4):
-            turned_tile(x, w, out, r, min(part * 4, len(w) - 4))
+        n = min(part * 4, len(w) - 4)
+        for r in range(0, len(x), 4):  # out[r:r + 4, n:n + 4] = x[r:r + 4] @ w[n:n + 4].T
+            a = no_floats(), no_floats(), no_floats(), no_floats()
+            b, c, d = a, a, a
+            for k in range(0, n_in, 16):
+                i, four = r * n_in + k, four_rows(flat_w, n * n_in + k, n_in)
+                a, b = fma4(a, load16(flat_x, i), four), fma4(b, load16(flat_x, i + n_in), four)
+                c, d = fma4(c, load16(flat_x, i + 2 * n_in), four), fma4(d, load16(flat_x, i + 3 * n_in), four)
+            for j in range(4):
+                out[r, n + j], out[r + 1, n + j] = summed(a[j]), summed(b[j])
+                out[r + 2, n + j], out[r + 3, n + j] = summed(c[j]), summed(d[j])
 
 
 def one_row(x, w, straight):  # [n_in], [n_in, n_out] -> [n_out]
@@ -250,7 +256,7 @@ def prepare(params):
 def softmax(scores, n):  # [at least n] in place: of the first n, as in gpt2.py; what follows becomes 0
     highest, total = scores[0], np.float32(0)
     for i in range(1, n):
-        highest = max(highest, scores[i])
+        highest = larger(highest, scores[i])
     for i in range(n):
         scores[i] = exp(scores[i] - highest)
         total += scores[i]
@@ -262,17 +268,19 @@ def softmax(scores, n):  # [at least n] in place: of the first n, as in gpt2.py;
 @compiled(fastmath=FAST)
 def look(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d], [n_q] -> [n_q, d]: one query after the other
     d, scores = q.shape[1], np.empty(len(k), np.float32)
-    query, found = np.empty(d, np.float32), np.empty(d, np.float32)
+    query, found, flat_k, flat_v = np.empty(d, np.float32), np.empty(d, np.float32), k.reshape(-1), v.reshape(-1)
     for i in range(len(q)):
         for c in range(d):
             query[c], found[c] = q[i, c] * scale, 0
         for j in range(seen[i]):
+            prefetch(flat_k, j * d + AHEAD)
             score = np.float32(0)
             for c in range(d):
                 score += query[c] * k[j, c]
             scores[j] = score
         softmax(scores, seen[i])
         for j in range(seen[i]):
+            prefetch(flat_v, j * d + AHEAD)
             for c in range(d):
                 found[c] += scores[j] * v[j, c]
         for c in range(d):
@@ -285,21 +293,23 @@ def look_together(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d] ->
     keys, values = np.zeros((d, (n_k + 63) // 64 * 64), np.float32), np.zeros((n_k, width), np.float32)
     keys[:, :n_k], values[:, :d] = k.T, v
     queries, scores = np.zeros((16, d), np.float32), np.zeros((16, keys.shape[1]), np.float32)
-    found = np.zeros((16, width), np.float32)
+    found, n = np.zeros((16, width), np.float32), keys.shape[1]
+    flat_q, flat_k, flat_v = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
+    flat_scores, flat_found = scores.reshape(-1), found.reshape(-1)
     for first in range(0, n_q, 16):
-        n = min(16, n_q - first)
-        queries[:n] = q[first : first + n] * scale
-        longest = seen[first : first + n].max()
+        n_rows = min(16, n_q - first)
+        queries[:n_rows] = q[first : first + n_rows] * scale
+        longest = seen[first : first + n_rows].max()
         scores[:], found[:] = 0, 0
         for c in range(0, longest, 64):
-            for r in range(0, n, 4):
-                tile(queries, keys, scores, r, c, 0, d)
-        for r in range(n):
+            for r in range(0, n_rows, 4):
+                tile(flat_q, r * d, d, flat_k, c, n, flat_scores, r * n + c, n, d)
+        for r in range(n_rows):
             softmax(scores[r], seen[first + r])
         for c in range(0, width, 64):
-            for r in range(0, n, 4):
-                tile(scores, values, found, r, c, 0, longest)
-        out[first : first + n] = found[:n, :d]
+            for r in range(0, n_rows, 4):
+                tile(flat_scores, r * n, n, flat_v, c, width, flat_found, r * width + c, width, longest)
+        out[first : first + n_rows] = found[:n_rows, :d]
 
 
 @compiled(fastmath=FAST)

@@ -1,9 +1,9 @@
-"""Sixteen numbers at once: the few vector operations that kernels.py and quantize.py are made of, for Numba.
+"""Many numbers at once: the few vector operations that kernels.py and quantize.py are made of, for Numba.
 
 A core adds or multiplies 4 to 16 float32 in one instruction. A compiler finds such instructions for simple loops by
-itself (kernels.gelu), but not for a matrix product, whose speed comes from keeping 16 sums in registers while each
-number that was loaded is used several times. So here a value may be 16 sums, Lanes, and an @intrinsic is an operation
-on them, in LLVM's language for all processors: where a register holds fewer, LLVM takes several.
+itself (kernels.gelu), but not for a matrix product, whose speed comes from keeping many sums in registers while each
+number that was loaded is used several times. So here a value may be 16 or 64 numbers, Lanes, and an @intrinsic is an
+operation on them, in LLVM's language for all processors: where a register holds fewer, LLVM takes several.
 """
 
 import functools
@@ -22,29 +22,37 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
+FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
 FEW = 2**14  # numbers: waking another thread takes longer (3 us, and 100 if its core is busy) than working on so few
 
 
 def compiled(function=None, **options):
-    """numba.njit that keeps its machine code for the next start, wherever Numba finds a folder to write to."""
+    """numba.njit that keeps its machine code for the next start, wherever Numba finds a folder to write to.
+
+    Division is NumPy's: by zero it gives inf. Python's error would be a branch, with which no loop becomes vectors.
+    """
     if function is None:
         return functools.partial(compiled, **options)
+    options = {"error_model": "numpy", **options}
     try:
-        return numba.njit(function, cache=True, **options)
+        made = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no such folder: compiled anew at each start
         return numba.njit(function, **options)
+    kept = made._cache._cache_file  # by its own file's date and size; what is here becomes part of the code, too
+    kept._source_stamp = kept._source_stamp, os.stat(__file__).st_mtime_ns, os.path.getsize(__file__)
+    return made
 
 
 I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-WORDS, WIDE, INTS, FLOATS = (ir.VectorType(of, n) for of, n in ((I16, 32), (I32, 32), (I32, 16), (F32, 16)))
+WORDS, WIDE, INTS = (ir.VectorType(of, n) for of, n in ((I16, 32), (I32, 32), (I32, 16)))
 
 
 class Lanes(types.Type):
-    """Numba's type of 16 numbers; of is LLVM's."""
+    """Numba's type of n numbers; of is LLVM's of one."""
 
-    def __init__(self, name, of):
-        self.of = of
-        super().__init__(name)
+    def __init__(self, n, of):
+        self.of = ir.VectorType(of, n)
+        super().__init__(f"{n} x {of}")
 
 
 @register_model(Lanes)
@@ -53,7 +61,7 @@ class LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, lanes.of)
 
 
-INT_LANES, FLOAT_LANES = Lanes("16 x int32", INTS), Lanes("16 x float32", FLOATS)
+SIXTEEN, MANY, MANY_INTS = Lanes(16, F32), Lanes(64, F32), Lanes(64, I32)
 
 
 def address(context, builder, array, value, i, of):
@@ -65,7 +73,7 @@ def address(context, builder, array, value, i, of):
 def spread(builder, value, of):
     """The same value in all lanes."""
     one = builder.insert_element(ir.Constant(of, ir.Undefined), value, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, one, ir.Constant(INTS, None))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, of.count), None))
 
 
 def add_product(builder, total, a, b):
@@ -81,54 +89,84 @@ def packed(typing, array):  # the same array, whose items lie side by side witho
 
 
 @intrinsic
-def no_ints(typing):
-    return INT_LANES(), lambda context, builder, signature, args: ir.Constant(INTS, None)
-
-
-@intrinsic
 def no_floats(typing):
-    return FLOAT_LANES(), lambda context, builder, signature, args: ir.Constant(FLOATS, None)
+    return SIXTEEN(), lambda context, builder, signature, args: ir.Constant(SIXTEEN.of, None)
+
+
+def loading(lanes):
+    @intrinsic
+    def load(typing, array, i):  # array[i:i + n]
+        def generate(context, builder, signature, args):
+            return builder.load(address(context, builder, array, *args, lanes.of), align=4)
+
+        return lanes(array, types.intp), generate
+
+    return load
+
+
+load16, load64 = loading(SIXTEEN), loading(MANY)
 
 
 @intrinsic
-def load16(typing, array, i):  # array[i:i + 16]
+def store(typing, lanes, array, i):  # array[i:i + n] = lanes
     def generate(context, builder, signature, args):
-        return builder.load(address(context, builder, array, *args, FLOATS), align=4)
-
-    return FLOAT_LANES(array, types.intp), generate
-
-
-@intrinsic
-def store16(typing, lanes, array, i):  # array[i:i + 16] = lanes
-    def generate(context, builder, signature, args):
-        builder.store(args[0], address(context, builder, array, *args[1:], FLOATS), align=4)
+        builder.store(args[0], address(context, builder, array, *args[1:], lanes.of), align=4)
         return context.get_dummy_value()
 
-    return types.void(FLOAT_LANES, array, types.intp), generate
+    return types.void(lanes, array, types.intp), generate
 
 
 @intrinsic
 def fma(typing, total, x, lanes):  # total + x * lanes, x one number or as many
     def generate(context, builder, signature, args):
-        x_lanes = args[1] if x == FLOAT_LANES else spread(builder, args[1], FLOATS)
+        x_lanes = args[1] if x == lanes else spread(builder, args[1], lanes.of)
         return add_product(builder, args[0], x_lanes, args[2])
 
-    return FLOAT_LANES(FLOAT_LANES, x if x == FLOAT_LANES else types.float32, FLOAT_LANES), generate
+    return lanes(lanes, x if x == lanes else types.float32, lanes), generate
+
+
+@intrinsic
+def times(typing, x, lanes):  # x * lanes, x one number
+    def generate(context, builder, signature, args):
+        return builder.fmul(spread(builder, args[0], lanes.of), args[1])
+
+    return lanes(types.float32, lanes), generate
 
 
 @intrinsic
 def summed(typing, lanes):  # -> float32
     def generate(context, builder, signature, args):
-        kind = ir.FunctionType(F32, [F32, FLOATS])
+        kind = ir.FunctionType(F32, [F32, lanes.of])
         add = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
         return builder.call(add, [ir.Constant(F32, 0.0), args[0]], fastmath=["reassoc"])
 
-    return types.float32(FLOAT_LANES), generate
+    return types.float32(lanes), generate
 
 
 @intrinsic
-def as_floats(typing, lanes):
-    return FLOAT_LANES(INT_LANES), lambda context, builder, signature, args: builder.sitofp(args[0], FLOATS)
+def as_floats(typing, high, low):  # 128 * high + low
+    def generate(context, builder, signature, args):
+        high = builder.shl(args[0], ir.Constant(MANY_INTS.of, [7] * 64))
+        return builder.sitofp(builder.add(high, args[1]), MANY.of)
+
+    return MANY(MANY_INTS, MANY_INTS), generate
+
+
+@intrinsic
+def all_lanes(typing, x):  # 64 times the same whole number
+    def generate(context, builder, signature, args):
+        return spread(builder, args[0], MANY_INTS.of)
+
+    return MANY_INTS(types.int32), generate
+
+
+@intrinsic
+def larger(typing, x, y):  # of two float32; Python's max takes one path or the other, so that no loop becomes vectors
+    def generate(context, builder, signature, args):
+        call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, F32]), "llvm.maxnum.f32")
+        return builder.call(call, args, fastmath=["nnan", "nsz"])
+
+    return types.float32(types.float32, types.float32), generate
 
 
 @intrinsic
@@ -140,27 +178,68 @@ def power_of_two(typing, n):  # 2 ** n of a whole number from -126 to 127, by wr
     return types.float32(types.float32), generate
 
 
+def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + 4 unsigned bytes of w * 4 signed ones of x
+    if "+avx512vnni" in context.codegen().magic_tuple()[2]:
+        dot = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(INTS, [INTS] * 3), "llvm.x86.avx512.vpdpbusd.512"
+        )
+        return builder.call(dot, [total, w, x])  # one instruction
+    w, x = builder.bitcast(w, WORDS), builder.bitcast(x, WORDS)
+
+    def shifted(shift, words, n):
+        return shift(words, ir.Constant(WORDS, [n] * 32))
+
+    for first in 0, 8:  # the even bytes, then the odd ones, as words of 16 bits
+        a = shifted(builder.lshr, shifted(builder.shl, w, 8 - first), 8)
+        b = shifted(builder.ashr, shifted(builder.shl, x, 8 - first), 8)
+        products = builder.mul(builder.sext(a, WIDE), builder.sext(b, WIDE))
+        # the sum of each two neighbours: with it, this is one instruction of most processors, vpmaddwd on x86
+        even, odd = (builder.shuffle_vector(products, products, ir.Constant(INTS, [*range(i, 32, 2)])) for i in (0, 1))
+        total = builder.add(total, builder.add(even, odd))
+    return total
+
+
 @intrinsic
-def add_products(typing, total, w, i, x, j):  # 16 sums + the products of 64 bytes of w with x[j], x[j + 1], ...
-    """The 64 bytes are two 16-bit words for each lane; a word holds two weights of 8 bits (w is int8) or four of 4
-    bits (w is uint8), the first in its low bits. Shifting left and back right keeps one of them, with its sign."""
+def add_products(typing, totals, w, i, x, j):  # 64 sums + the products of 256 bytes of w with x[j], x[j + 1], ...
+    """4 bytes are the weights of a lane: of 8 bits (w is int8) for 4 inputs, or of 4 bits (w is uint8) for 8, the first
+    4 in the low bits. They are multiplied without a sign: to those of 8 bits 128 is added here, by turning the sign's
+    bit; to those of 4 bits 8 was added when they were packed."""
     bits = 8 if w.dtype == types.int8 else 4
 
     def generate(context, builder, signature, args):
-        total, words = args[0], builder.load(address(context, builder, w, *args[1:3], WORDS), align=1)
-        pairs = address(context, builder, x, *args[3:], I32)
-        for part in range(16 // bits):
-            left = builder.shl(words, ir.Constant(WORDS, [16 - bits * (part + 1)] * 32))
-            weights = builder.ashr(left, ir.Constant(WORDS, [16 - bits] * 32))
-            pair = builder.load(builder.gep(pairs, [ir.Constant(I32, part)]), align=2)  # two of x, for all lanes
-            inputs = builder.bitcast(spread(builder, pair, INTS), WORDS)
-            products = builder.mul(builder.sext(weights, WIDE), builder.sext(inputs, WIDE))
-            # the sum of each two neighbours: with it, this is one instruction, vpmaddwd or vpdpwssd on x86
-            even, odd = (
-                builder.shuffle_vector(products, products, ir.Constant(INTS, [*range(first, 32, 2)]))
-                for first in (0, 1)
-            )
-            total = builder.add(total, builder.add(even, odd))
-        return total
+        weights, inputs = (address(context, builder, *rest, INTS.element) for rest in ((w, *args[1:3]), (x, *args[3:])))
+        parts = []
+        for n in range(0, 64, 16):
+            lanes = ir.Constant(INTS, [*range(n, n + 16)])
+            total = builder.shuffle_vector(args[0], args[0], lanes)
+            place = builder.gep(weights, [ir.Constant(I32, n)])
+            word = builder.load(builder.bitcast(place, INTS.as_pointer()), align=1)
+            for part in range(8 // bits):
+                if bits == 8:
+                    one = builder.xor(word, ir.Constant(INTS, [0x80808080] * 16))
+                else:
+                    one = builder.lshr(word, ir.Constant(INTS, [4 * part] * 16))
+                    one = builder.and_(one, ir.Constant(INTS, [0x0F0F0F0F] * 16))
+                four = builder.load(builder.gep(inputs, [ir.Constant(I32, part)]), align=1)
+                total = add_bytes(context, builder, total, one, spread(builder, four, INTS))
+            parts.append(total)
+        while len(parts) > 1:
+            n = 2 * parts[0].type.count
+            lanes = ir.Constant(ir.VectorType(I32, n), [*range(n)])
+            parts = [builder.shuffle_vector(a, b, lanes) for a, b in zip(parts[::2], parts[1::2])]
+        return parts[0]
 
-    return INT_LANES(INT_LANES, w, types.intp, x, types.intp), generate
+    return MANY_INTS(totals, w, types.intp, x, types.intp), generate
+
+
+@intrinsic
+def prefetch(typing, array, i):  # begins to read 256 bytes from array[i] on, which need not be there
+    def generate(context, builder, signature, args):
+        at = address(context, builder, array, *args, ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [at.type], kind)
+        for n in range(0, 256, 64):
+            builder.call(fetch, [builder.gep(at, [ir.Constant(I32, n)]), *(ir.Constant(I32, m) for m in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate

@@ -137,6 +137,17 @@ def test_any_number_of_threads():
     np.testing.assert_array_equal(*found)
 
 
+def test_what_is_compiled_is_kept_until_an_operation_changes(tmp_path):
+    constant = "\n\n@intrinsic\ndef answer(typing):\n    return types.int32(), lambda *_: ir.Constant(I32, {})\n"
+    use = "from lanes import answer, compiled\n@compiled\ndef f():\n    return answer()\nprint(f(), len(f.stats.cache_hits))\n"
+    (tmp_path / "use.py").write_text(use)
+    for number, hits in (1, 0), (1, 1), (2, 0):
+        text = (ROOT / "beyond" / "lanes.py").read_text("utf-8") + constant.format(number)
+        if not hits:
+            (tmp_path / "lanes.py").write_text(text)
+        assert command("use.py", program=None, cwd=tmp_path).stdout.split() == [b"%d" % number, b"%d" % hits]
+
+
 def test_the_command(tmp_path):
     def run(*args, **kwargs):
         return command(

@@ -25,7 +25,7 @@ def test_the_error_is_half_a_step_at_most(bits, shape, seed, exponent):
     w = (10**exponent * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
     w[:, 0] = 0
     found = quantize.quantize(w, bits).T.take(np.arange(shape[1])).T
-    group = quantize.GROUP[bits] or shape[0]
+    group = quantize.GROUP if bits == 4 else shape[0]
     for i in range(0, shape[0], group):
         step = np.abs(w[i : i + group]).max(axis=0) / (2 ** (bits - 1) - 1)
         assert (np.abs(found - w)[i : i + group] <= step * 0.50001).all()
@@ -34,20 +34,42 @@ def test_the_error_is_half_a_step_at_most(bits, shape, seed, exponent):
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from([8, 4]), SHAPES, st.integers(1, 170))
 def test_multiples_of_the_scale_are_exact_and_so_is_their_product(bits, shape, n):
-    rng, most = np.random.default_rng(n), 2 ** (bits - 1) - 1
+    """But for the rounding of x, whose step is that of its group: a large number spoils no other group."""
+    rng, most, group = np.random.default_rng(n), 2 ** (bits - 1) - 1, quantize.GROUP
     w = rng.integers(-most, most + 1, shape).astype(np.float32)
-    w[:: min(shape[0], quantize.GROUP[bits] or shape[0])] = most  # each group has the largest number
+    w[:: min(shape[0], group if bits == 4 else shape[0])] = most  # each group has the largest number
     matrix = quantize.quantize(w / 4, bits)
     np.testing.assert_array_equal(matrix.T.take([*range(shape[1])]).T, w / 4)
     x = rng.standard_normal((n, shape[0])).astype(np.float32)
+    x[:, ::group] *= 10.0 ** rng.integers(-6, 6, (n, len(range(0, shape[0], group))))
     found, exact = x @ matrix, x.astype(np.float64) @ (w / 4)
     assert found.dtype == np.float32 and found.shape == exact.shape
-    step = np.abs(x).max(axis=1, keepdims=True) / min(
-        32767, (2**31 - 1) // (most * (quantize.GROUP[bits] or matrix.n_in))
-    )
-    assert (np.abs(found - exact) <= 0.51 * step * np.abs(w / 4).sum(axis=0) + 1e-5 * np.abs(x) @ np.abs(w / 4)).all()
+    starts = range(0, shape[0], group)
+    steps = [np.abs(x[:, i : i + group]).max(axis=1, keepdims=True) / (127 * 128) for i in starts]
+    off = sum(0.501 * step * np.abs(w[i : i + group] / 4).sum(axis=0) for i, step in zip(starts, steps))
+    assert (np.abs(found - exact) <= off + 1e-5 * np.abs(x) @ np.abs(w / 4)).all()
     for row, alone in zip(found, x):
         np.testing.assert_array_equal(alone @ matrix, row)
+
+
+EXTREMES = """
+import numpy as np
+from beyond import quantize
+for bits in 8, 4:
+    most = 2 ** (bits - 1) - 1
+    w = most * np.float32([[1, -1, (-1) ** i, i % 2] for i in range(6400)])
+    w[0] = most
+    for n in 1, 5:
+        x = np.float32([[1, -1] * 3200, [1] * 6400, [-1] * 6400, [0] * 6400, [-1, 1] * 3200])[-n:]
+        np.testing.assert_allclose(x @ quantize.quantize(w, bits), np.float64(x) @ w, rtol=1e-6, atol=0.02)
+"""
+
+
+@pytest.mark.parametrize("processor", [{}, {"NUMBA_CPU_NAME": "generic"}], ids=["this", "any"])
+def test_the_largest_numbers_neither_overflow_nor_saturate(processor):
+    """With the products of this processor, and with those of one that cannot multiply bytes."""
+    done = subprocess.run([sys.executable, "-c", EXTREMES], cwd=ROOT, env={**os.environ, **processor}, timeout=120)
+    assert done.returncode == 0
 
 
 @pytest.fixture
@@ -92,7 +114,14 @@ def test_the_command_and_its_errors(models, tmp_path):
     done = run(models, "--bits=4", f"--weights={own}")
     assert done.stdout.decode() == encoder.decode(expected) + "\n" and own.exists()
     whole = own.read_bytes()
-    for content in whole[:-100], whole[:1000], b"", b"[]", whole[:-5000] + bytes(5000):
+    for content in (
+        whole[:-100],
+        whole[:1000],
+        b"",
+        b"[]",
+        whole[:-5000] + bytes(5000),
+        whole.replace(b"ized 2", b"ized 1", 1),
+    ):
         own.write_bytes(content)
         assert_error(run(models, "--bits=4", f"--weights={own}"), str(own), "remove it")
         assert own.read_bytes() == content
