@@ -3,13 +3,13 @@
     cat *.py beyond/*.py > code.txt
     python -m beyond.finetune code.txt --model_size shakespeare --out models/coder --method lora --steps 100
 
-teaches Shakespeare Python. Of 2,915,328 parameters, and from a held-out loss of 9.82 nats a token, the ways printed
+teaches Shakespeare Python. Of 2,915,328 parameters, and from a held-out loss of 9.54 nats a token, the ways printed
 
-    full      2,915,328 parameters trained (100.00%), held-out loss 3.02 after 100 steps
-    last_k      890,112 parameters trained  (30.53%), held-out loss 3.51
-    adapter      39,264 parameters trained   (1.35%), held-out loss 4.48, adapter.npz of 158,038 bytes
-    lora         36,864 parameters trained   (1.26%), held-out loss 4.64, lora.npz of 147,946 bytes
-    head            384 parameters trained   (0.01%), held-out loss 6.22
+    full      2,915,328 parameters trained (100.00%), held-out loss 3.06 after 100 steps
+    last_k      890,112 parameters trained  (30.53%), held-out loss 3.46
+    adapter      39,264 parameters trained   (1.35%), held-out loss 4.46, adapter.npz of 158,038 bytes
+    lora         36,864 parameters trained   (1.26%), held-out loss 4.69, lora.npz of 147,946 bytes
+    head            384 parameters trained   (0.01%), held-out loss 6.37
 
 What learns is full, all parameters; last_k, the last k blocks and ln_f; head, ln_f alone, as wte is the projection,
 too; adapter, a small network after attention and one after the mlp of each block (https://arxiv.org/abs/1902.00751);
