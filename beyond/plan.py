@@ -22,8 +22,8 @@ DEVICES = {  # as their makers' data sheets have them: {dtype: operations a seco
     "A100": ({"bfloat16": 312e12, "float32": 19.5e12}, 80e9),
     "L4": ({"bfloat16": 121e12, "float32": 30e12}, 24e9),
 }
-# MFU: on CPUs of beyond.train's own shape, by the time of the cores; on one H100 of OpenAI's smallest shape in bfloat16,
-# of the rate that a product has there and of the data sheet's
+# MFU: on a CPU of beyond.train's own shape, by the time of the cores; on an H100 of OpenAI's smallest in bfloat16,
+# as a share of what a product reaches there (gpu), and of the data sheet's rate
 MEASURED = {"cpu": 0.4, "gpu": 0.21, "H100": 0.165}
 ASSUMED = 0.2  # where nothing was measured
 

@@ -353,4 +353,6 @@ def test_the_curve_in_the_article_is_that_of_the_model():
     steps, _, held_out, averaged = figures.history_of(ROOT / "models" / "shakespeare" / "loss.svg").T
     readme = (ROOT / "models" / "shakespeare" / "README.md").read_text("utf-8")
     assert len(steps) == int(re.search(r"among (\d+) evaluations", readme)[1])
-    assert averaged.min() < held_out.min() and steps[averaged.argmin()] == int(re.search(r"the one after (\d+) updates", readme)[1])
+    assert averaged.min() < held_out.min() and steps[averaged.argmin()] == int(
+        re.search(r"the one after (\d+) updates", readme)[1]
+    )

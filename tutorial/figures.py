@@ -145,7 +145,7 @@ def loss(say):
 
 
 def history_of(path):
-    """[(step, loss learned from, held-out loss, of the averaged weights)], an array, of a curve that beyond.train drew."""
+    """[(step, loss learned from, held-out loss, that of averaged weights)], an array, of what beyond.train drew."""
     description = ElementTree.parse(path).find(".//{http://purl.org/dc/elements/1.1/}description")
     return np.array(json.loads(description.text))
 

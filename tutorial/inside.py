@@ -175,9 +175,7 @@ def query(say):
     write(axes, 240, y, say("sum = {:.0f}", weights.sum()), 9.5)
     write(axes, 323, y, "=", 10, "right")
     table(axes, 330, y - 11, [(weights @ v)[:4]], 36, 22, "{:.2f}", SIGNED, -3, 3)
-    text = say(
-        '{} gets {:.2f} times the value of "{}", and less of each other value', names[-1], weights.max(), best
-    )
+    text = say('{} gets {:.2f} times the value of "{}", and less of each other value', names[-1], weights.max(), best)
     note(axes, 12, y + 32, text)
     return axes
 
