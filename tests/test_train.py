@@ -124,7 +124,7 @@ def test_each_held_out_token_is_scored_once_with_its_context(params, n, stride):
 
 
 def test_rows_are_pieces_of_the_text(tmp_path):
-    """An eighth begins with a document and shows where documents end; half are cut up otherwise; the rest is as encoded."""
+    """An eighth begins with a document and shows where documents end; three quarters are cut up, most of them otherwise; the rest is as encoded."""
     tokenizer.save(tokenizer.learn(TEXT, 400), tmp_path)
     encoder = get_encoder("", str(tmp_path))
     end, n = encoder.encoder["<|endoftext|>"], {"document": 0, "other": 0, "plain": 0}
@@ -139,7 +139,7 @@ def test_rows_are_pieces_of_the_text(tmp_path):
         else:
             n["plain" if tuple(row) in pieces else "other"] += 1
             assert encoder.decode(row).strip("\ufffd") in TEXT
-    assert 0.04 < n["document"] / 1600 < 0.15 and 0.44 < n["other"] / 1600 < 0.56
+    assert 0.04 < n["document"] / 1600 < 0.15 and 0.58 < n["other"] / 1600 < 0.75
     assert (rows(np.random.default_rng(1)) == rows(np.random.default_rng(1))).all()
     text = "one document " * 50  # without a blank line; and with no merge left out, all rows are cut from one encoding
     plain = encoder.encode(text)

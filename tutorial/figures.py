@@ -281,7 +281,8 @@ def quantization(say):
         edges = np.arange(np.rint(w[0] / scale), np.rint(w[-1] / scale) + 1)
         inner.step(np.array([edges - 0.5, edges + 0.5]).T.ravel() * scale, edges.repeat(2) * scale, color=BLUE, lw=1.2)
         inner.plot(w, np.rint(w / scale) * scale, "o", color=ORANGE, ms=3.5, mew=0)
-        inner.set(xticks=[-0.04, 0, 0.04, 0.08], yticks=[-0.04, 0, 0.04, 0.08])
+        ticks = [tick for tick in (-0.08, -0.04, 0, 0.04, 0.08) if w[0] < tick < w[-1]]
+        inner.set(xticks=ticks, yticks=ticks)
         off = np.abs(np.rint(w / scale) * scale - w).max()
         title(axes, left, 10, say("{} bits: error up to {:.4f}", bits, off))
         write(axes, left + 98, 208, say("weight"))
