@@ -96,7 +96,7 @@ def stream(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
 
     Greedy at temperature 0, else drawn from seed. ValueError if all of them do not fit the context, n_ctx tokens.
     """
-    from utils import check_inputs
+    from cli import check_inputs
 
     check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
     ids, past = list(inputs), 0
@@ -120,8 +120,9 @@ def generate(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models",
          temperature=0, top_k: int = None, top_p: float = None, seed: int = None):  # fmt: skip
-    """Continues a text with GPT-2 and prints the continuation."""  # utils.FLAGS says what the arguments mean
-    from utils import check_options, encode_prompt, load_encoder_hparams_and_params, read_prompt, show
+    """Continues a text with GPT-2 and prints the continuation."""  # cli.HELP describes the arguments
+    from cli import check_options, encode_prompt, read_prompt, show
+    from utils import load_encoder_hparams_and_params
 
     options = n_tokens_to_generate, temperature, top_k, top_p, seed
     check_options(*options)
@@ -133,6 +134,6 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
 
 if __name__ == "__main__":
-    from utils import run
+    from cli import run
 
-    run(main, "prompt", "model_size", "models_dir")
+    run(main)

@@ -1,7 +1,8 @@
 """GPT-2, greedy, no cache: for each new token the model runs again over all that comes before it."""
 
+from cli import check_inputs, check_numbers, encode_prompt, read_prompt, run
 import numpy as np
-from utils import check_inputs, check_numbers, encode_prompt, load_encoder_hparams_and_params, read_prompt, run
+from utils import load_encoder_hparams_and_params
 
 
 def softmax(x):
@@ -43,13 +44,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate):
 
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models"):
-    """Continues a text with the most probable tokens and prints the continuation.
-
-    Args:
-        prompt: The text to continue; - reads the standard input, "" begins from nothing.
-        n_tokens_to_generate: How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).
-        model_size: 124M, 355M, 774M, 1558M (downloaded at first use) or another folder in models_dir.
-        models_dir: Where the models are; by default models/ beside this program."""
+    """Continues a text with the most probable tokens and prints the continuation."""
     prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)
     end = encoder.encoder.get("<|endoftext|>")
     ids = generate(encode_prompt(encoder, prompt), params, hparams["n_head"], n_tokens_to_generate)
@@ -57,4 +52,4 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
 
 
 if __name__ == "__main__":
-    run(main, "prompt", "model_size", "models_dir")
+    run(main)

@@ -7,15 +7,10 @@ memory and cut into arrays, which takes a millisecond and reads only what the mo
 """
 
 import contextlib
-import difflib
-import functools
 import hashlib
-import inspect
-import io
 import json
 import math
 import os
-import re
 import shlex
 import sys
 import tempfile
@@ -244,6 +239,26 @@ def folder_of(model_size, models_dir):
     return os.path.join(models_dir, str(model_size))
 
 
+def check_name(model_size):
+    """Raises ValueError unless model_size can be the name of a folder."""
+    if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
+        folder, name = os.path.split(os.path.abspath(model_size))
+        way_out = f"; write --models_dir={folder} --model_size={name}" if os.path.isdir(model_size) else ""
+        raise ValueError(
+            f"model_size={shortened(model_size)} must be the name of a model, without a path, which goes into models_dir"
+            f"{way_out}"
+        )
+
+
+def shortened(value):
+    """A value as an error shows it: the whole of it, unless that is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print whole numbers of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
+
+
 def _load(model_dir, whole_vocabulary=False):
     if missing := [name for name in FILES if not os.path.isfile(os.path.join(model_dir, name))]:
         raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}: a model is a folder with {', '.join(FILES)}")
@@ -458,292 +473,3 @@ def silent_stderr():
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
-
-
-# --- the command line ---
-
-
-def check(name, value, low, high=math.inf, hint=""):
-    """Raises ValueError unless the value is a number from low to high, a whole one if low is an int."""
-    kinds, kind = ((int, np.integer), "whole number") if type(low) is int else ((int, float, np.number), "number")
-    if not isinstance(value, kinds) or isinstance(value, (bool, np.bool_)) or not low <= value <= high:
-        limits = f"from {low:g} up" if high in (math.inf, sys.float_info.max) else f"from {low:g} to {high:g}"
-        limits = f"from {low} to {high}" if type(high) is int else limits
-        raise ValueError(f"{name}={_short(value)} must be a {kind} {limits}{hint and '; ' + hint}")
-
-
-def check_name(model_size):
-    """Raises ValueError unless model_size can be the name of a folder."""
-    if model_size in ("", ".", "..") or os.path.basename(model_size) != model_size:
-        folder, name = os.path.split(os.path.abspath(model_size))
-        way_out = f"; write --models_dir={folder} --model_size={name}" if os.path.isdir(model_size) else ""
-        raise ValueError(
-            f"model_size={_short(model_size)} must be the name of a model alone; a path goes into models_dir{way_out}"
-        )
-
-
-FLAGS = {  # what --help says of the flags that several commands share; a main's docstring says the rest
-    "prompt": 'The text to continue. "-" reads the standard input, as no prompt does where that is a pipe or a file; '
-    '"" begins from nothing. If it begins with a dash, write --prompt="- like this".',
-    "n_tokens_to_generate": "How many tokens to add, 0 or more; with the prompt at most n_ctx (1024).",
-    "model_size": "124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB), shakespeare or another folder in "
-    "models_dir.",
-    "models_dir": "Where the models are; by default models/ beside gpt2.py.",
-    "temperature": "0 always takes the most probable token; the higher it is, the more chance has a say.",
-    "top_k": "At a temperature, draws from the k most probable tokens only, 1 or more. By default from all.",
-    "top_p": "Likewise, from the fewest tokens that reach this probability, 0 to 1, together. By default from all.",
-    "seed": "Likewise, the same seed, 0 or more, gives the same text. By default another text each time.",
-    "kernels": "Compiles the small layers: beyond/kernels.py.",
-    "bits": "8 or 4: quantizes the weights: beyond/quantize.py.",
-    "weights": "Where the quantized weights are kept; by default model.int8 or model.int4 in the model's folder.",
-    "lookahead": "Guesses the next tokens, and checks all guesses at once: beyond/lookahead.py.",
-}
-
-
-def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None):
-    """Raises ValueError for an option of generate that is out of range, naming the range."""
-    check("n_tokens_to_generate", n_tokens_to_generate, 0, hint="a prompt of several words needs quotes")
-    check("temperature", temperature, 0.0, sys.float_info.max, "0 always takes the most probable token")
-    if top_k is not None:
-        check("top_k", top_k, 1, hint="leave it out to keep all tokens")
-    if top_p is not None:
-        check("top_p", top_p, 0.0, 1.0, "leave it out to keep all tokens")
-    if seed is not None:
-        check("seed", seed, 0, hint="leave it out for another text each time")
-
-
-def check_inputs(inputs, params, n_tokens_to_generate, *options):
-    """Raises ValueError as check_options does, and unless inputs are ids that leave the new ones room in n_ctx."""
-    check_options(n_tokens_to_generate, *options)
-    (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
-    if (total := n + n_tokens_to_generate) > n_ctx:
-        way_out = f"ask for at most {n_ctx - n}" if n < n_ctx else f"shorten the prompt by at least {total - n_ctx}"
-        raise ValueError(
-            f"a prompt of {n} tokens and n_tokens_to_generate={_short(n_tokens_to_generate)} make "
-            f"{_short(total)}, but the model's context is {n_ctx}: {way_out}"
-        )
-    if n == 0 or not all(isinstance(id, (int, np.integer)) and 0 <= id < n_vocab for id in inputs):
-        raise ValueError(f"inputs must be one or more token ids from 0 to {n_vocab - 1}")
-
-
-def check_switch(name, value):
-    """Raises ValueError unless the flag is on or off."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be True or False: write --{name} alone")
-
-
-def check_numbers(array):
-    """The array, weights or what a model makes of them. Raises ValueError if something in it is not a number."""
-    if np.isnan(array).any():
-        raise ValueError("the model's weights are damaged: what they give is not a number")
-    return array
-
-
-def _short(value):
-    """A value as an error shows it: the whole of it, unless that is long."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not print whole numbers of more than 4300 digits
-        text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
-
-
-def read_prompt(prompt):
-    """The prompt itself; or, for "-" and for no prompt at all unless a terminal is attached, the standard input.
-
-    The final newline is removed, as in a shell's $(...), and so is the byte-order mark that some editors write first.
-    Bytes that are not UTF-8 become lone surrogates.
-    """
-    if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise ValueError('no prompt: give a text in quotes, - to read the standard input, or "" to begin from nothing')
-    if prompt not in (None, "-"):
-        return str(prompt)
-    if sys.stdin is None:
-        raise ValueError("the standard input is closed, so there is no prompt: give a text in quotes")
-    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
-
-
-def encode_prompt(encoder, prompt):
-    """The ids of a prompt, one or more: an empty one begins where the documents of the training text did.
-
-    Raises ValueError for an empty prompt if the vocabulary has no <|endoftext|>, which separated them.
-    """
-    ids = encoder.encode(prompt) or [encoder.encoder.get("<|endoftext|>")]
-    if ids == [None]:
-        raise ValueError("the prompt is empty, and the vocabulary has no <|endoftext|> to begin with: give a text")
-    return ids
-
-
-class Shown(str):
-    """A text that is on the terminal already."""
-
-
-def show(pieces, n_tokens):
-    """The text of pieces, one for each of at most n_tokens tokens.
-
-    Where the standard output is a terminal, each is written there as it comes, as a line that ends when they do, or
-    with Ctrl-C; then the text is Shown, so that run does not print it again. Elsewhere a bar on the standard error says
-    how far it is.
-    """
-    if sys.stdout is None or not sys.stdout.isatty():
-        from tqdm import tqdm
-
-        return "".join(tqdm(pieces, "generating", n_tokens, leave=False, disable=None))
-    text = ""
-    try:
-        for piece in pieces:
-            text += piece
-            print(piece, end="", flush=True)
-    finally:
-        if text:
-            print(flush=True)
-    return Shown(text)
-
-
-def run(main, *text):
-    """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
-
-    main: a function, or a dict of functions by the word that chooses one. It may raise ValueError, OSError and
-    MemoryError for what its user can mend: then the exit status is 1; after Ctrl-C 130.
-    text: the names of the arguments that stay as they were typed, where fire would read 1e3 as 1000.0.
-    """
-    for fd in 0, 1, 2:  # if one is closed, the next file opened would take its number, and receive what we print
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    sys.stderr = sys.stderr or open(os.devnull, "w")
-    try:
-        if sys.version_info < (3, 10):
-            raise ValueError(f"this is Python {sys.version.split()[0]}, and PicoGPT needs Python 3.10 or newer")
-        if isinstance(main, dict):
-            word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
-            if word in ("-h", "--help"):
-                for word, one in main.items():
-                    print(f"{_usage(one, word)}\n    {inspect.getdoc(one).splitlines()[0]}\n")
-                return print("--help after the word tells more.")
-            if word not in main:
-                raise ValueError(f"the first word must be {' or '.join(main)}, not {word}; see {[*main][0]} --help")
-            sys.argv[0], main = f"{sys.argv[0]} {word}", main[word]
-        if "--version" in sys.argv[1:]:
-            return print(f"PicoGPT {VERSION}")
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(_help(main))
-            return
-        args, kwargs = _parse(main, text)
-        if sys.stdout is None:
-            raise OSError("the standard output is closed, so there is nowhere to print to")
-        sys.stdout.reconfigure(errors="replace")  # characters missing from the terminal's encoding become "?"
-        with np.errstate(all="ignore"):  # where a number leaves float32, the result says so, or an error does
-            result = main(*args, **kwargs)
-        if result is not None and not isinstance(result, Shown):
-            print(result, flush=True)
-        _note(main, args, kwargs)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever was reading our output has stopped
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit has a place to go
-        sys.exit(141)
-    except MemoryError:
-        _fail("out of memory: take a smaller model, or less at once")
-    except (ValueError, OSError) as error:
-        message = getattr(error, "strerror", None) or str(error)
-        _fail(message + (f": {error.filename}" if getattr(error, "filename", None) else ""))
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # how JAX says it
-            raise
-        _fail("out of memory: take a smaller model, or less at once")
-
-
-def _note(main, args, kwargs):
-    """Says so if what was given had no effect: without a temperature nothing is drawn."""
-    given = inspect.signature(main).bind(*args, **kwargs).arguments
-    unused = [f"--{name}" for name in ("top_k", "top_p", "seed") if given.get(name) is not None]
-    if "temperature" in inspect.signature(main).parameters and not given.get("temperature") and unused:
-        print(f"note: {' and '.join(unused)} matter at a --temperature above 0 only", file=sys.stderr)
-
-
-def _fail(message):
-    print("error:", re.sub(r"(\S{120})\S{120,}", r"\1...", " ".join(message.split())), file=sys.stderr)  # one line
-    sys.exit(1)
-
-
-def _parse(main, text):
-    """(args, kwargs) for main from sys.argv by fire. Raises ValueError, which names what was probably meant."""
-    import fire
-
-    parameters, argv = inspect.signature(main).parameters, [_at_home(arg) for arg in sys.argv[1:]]
-    for arg, following in zip(argv, [*argv[1:], "--"]):
-        if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
-            continue
-        name = found[1].replace("-", "_")
-        meant = [one for one in parameters if one.startswith(name)] or [one for one in parameters if name in one]
-        meant = meant or difflib.get_close_matches(name, parameters, 3, 0.5)
-        if name in parameters or isinstance(getattr(parameters.get(name[2:]), "default", None), bool):  # --noFLAG
-            meant = [name]
-        elif arg[1] == "-" or len(meant) != 1:  # fire takes one letter where it can mean but one flag
-            hint = f"did you mean {' or '.join(f'--{one}' for one in meant)}? " if meant else ""
-            raise ValueError(f"there is no flag {_short(arg)[1:-1]}: {hint}see --help")
-        if meant[0] in text and not found[2] and re.match(r"--|-[a-zA-Z](=|$)", following):
-            raise ValueError(f"--{meant[0]} needs a value: --{meant[0]}=VALUE")
-    calls, said = [], io.StringIO()
-
-    @functools.wraps(main)
-    def bind(*args, **kwargs):  # main itself runs later, so that typos are reported before anything is computed
-        calls.append((args, kwargs))
-
-    try:
-        with contextlib.redirect_stderr(said):
-            # fire's separator is "-", which here is a prompt
-            fire.Fire(fire.decorators.SetParseFn(str, *text)(bind), [*argv, "--", "--separator=\0"])
-    except SystemExit:
-        said = said.getvalue().splitlines()[0].removeprefix("ERROR: ")
-        if said.startswith("Could not consume arg: "):
-            said = f"there is one argument too many, {said.partition(': ')[2]}: a text of several words needs quotes"
-        elif "required argument" in said:
-            said = f"{' and '.join(re.findall(r'[a-z_]+', said.partition(': ')[2]))} is missing"
-        raise ValueError(f"{said}; see --help") from None
-    return calls[0]
-
-
-INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # flags of all commands that name a file
-
-
-def _at_home(arg):
-    """--out=~/new with the home folder for ~, which shells put in only where an argument begins with it."""
-    flag, sign, value = arg.partition("=")
-    path = os.path.expanduser(value)
-    if sign and flag in ("--models_dir", "--out", "--weights"):
-        return f"{flag}={path}"
-    # an input may also be a text: predict takes either
-    return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
-
-
-def _usage(main, *words):
-    """The command as one can type it, with the arguments that it needs."""
-    spec, path = getattr(sys.modules["__main__"], "__spec__", None), sys.argv[0]
-    program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
-    if spec and " " in path:  # the word that chose main
-        program += path[path.rindex(" ") :]
-    needed = [_typed(one) for one in inspect.signature(main).parameters.values() if one.default is one.empty]
-    return " ".join([program, *words, *needed, "[--FLAG=VALUE ...]"])
-
-
-def _typed(one):
-    """How a parameter is typed that has to be there."""
-    name = one.name.upper()
-    return {one.VAR_POSITIONAL: f"{name} ...", one.KEYWORD_ONLY: f"--{one.name}={name}"}.get(one.kind, name)
-
-
-def _help(main):
-    """What --help prints: how to type the command, what it does, and each flag with its range and default."""
-    what, _, args = inspect.getdoc(main).partition("\nArgs:\n")
-    texts = {**FLAGS, **dict(re.findall(r"^ *(\w+): (.*?)(?=\n *\w+: |\Z)", args, re.M | re.S))}
-    lines = [_usage(main), "", what.strip(), ""]
-    for name, one in inspect.signature(main).parameters.items():
-        default = "Required." if one.default is one.empty else f"Default: {one.default!r}"
-        text = " ".join(texts.get(name, "").split())
-        typed = _typed(one) if one.kind is one.VAR_POSITIONAL else f"--{name}={name.upper()}"
-        lines += [f"    {typed}", f"        {default}", f"        {text}"]
-    return "\n".join(lines)

@@ -23,7 +23,9 @@ import sys
 
 import numpy as np
 
-from beyond import files, variant
+from beyond import variant
+from beyond.files import writing
+import cli
 from encoder import to_bytes
 import gpt2
 from gpt2 import layer_norm, softmax
@@ -82,7 +84,7 @@ def page(inputs, encoder, params, n_head):
     """The page for a list of ids, as HTML."""
     weights, states = look(inputs, params, n_head)
     ids, probs = next_tokens(states, params)
-    utils.check_numbers(probs)
+    cli.check_numbers(probs)
     lower = weights[(..., *np.tril_indices(len(inputs)))]  # [n_layer, n_head, n_seq * (n_seq + 1) / 2]
     known = sorted({*inputs, *ids.ravel().tolist()})
     data = {
@@ -108,16 +110,16 @@ def main(prompt: str = None, *, out="attention.html", model_size="124M", models_
         out: The path of the page.
         model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
     """
-    prompt = utils.read_prompt(prompt)
-    files.check_file(out, lambda file: MARK in file.read(200))
+    prompt = cli.read_prompt(prompt)
+    writing.check_file(out, lambda file: MARK in file.read(200))
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    inputs = utils.encode_prompt(encoder, prompt)
-    utils.check_inputs(inputs, params, 0)
+    inputs = cli.encode_prompt(encoder, prompt)
+    cli.check_inputs(inputs, params, 0)
     if (size := hparams["n_layer"] * hparams["n_head"] * len(inputs) ** 2 // 2 * 4 // 3) > 20e6:  # in base64
         print(f"{len(inputs)} tokens make a page of {size / 1e6:.0f} MB, slow to show", file=sys.stderr)
-    files.write_text(out, page(inputs, encoder, params, hparams["n_head"]))
+    writing.write_text(out, page(inputs, encoder, params, hparams["n_head"]))
     return f"{out}: {len(inputs)} tokens, {os.path.getsize(out):,} bytes"
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompt", "out", "model_size", "models_dir")
+    cli.run(main)

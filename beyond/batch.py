@@ -21,9 +21,11 @@ import sys
 
 import numpy as np
 
-from beyond import combine, files, variant
+from beyond import variant
+from beyond.fast import flags
+from beyond.files import reading, runs, writing
+import cli
 import gpt2
-import utils
 
 CHUNK = 64  # tokens of new prompts per step, besides one of each text
 
@@ -164,20 +166,20 @@ def main(
         if name not in ("prompts", "out", "batch_size", "tqdm", "kernels", "weights")
     }
     options = temperature, top_k, top_p
-    utils.check_options(n_tokens_to_generate, *options, seed)
-    utils.check("batch_size", batch_size, 1, 4096)
-    files.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(4096), prompts)
-    files.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
-    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
-    settings.update(model_size=files.model_digest(model_size, models_dir), models_dir=None)
+    cli.check_options(n_tokens_to_generate, *options, seed)
+    cli.check("batch_size", batch_size, 1, 4096)
+    writing.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(4096), prompts)
+    writing.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
+    model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
+    settings.update(model_size=runs.model_digest(model_size, models_dir), models_dir=None)
     end_of_text = encoder.encoder.get("<|endoftext|>")
 
     def begin(number, line):  # -> (record, (inputs, n_tokens_to_generate, seed))
         own_seed, record = None if seed is None else seed + number, {}
         try:
             record["prompt"] = prompt_of(line, prompts)
-            inputs = utils.encode_prompt(encoder, record["prompt"])
-            utils.check_inputs(inputs, params, n_tokens_to_generate)
+            inputs = cli.encode_prompt(encoder, record["prompt"])
+            cli.check_inputs(inputs, params, n_tokens_to_generate)
             return record, (inputs, n_tokens_to_generate, own_seed)
         except ValueError as error:  # this line's own fault: the others go on
             return {**record, "error": f"line {number + 1}: {error}"}, ([], 0, own_seed)
@@ -191,17 +193,19 @@ def main(
             record = records.popleft()
             yield record if "error" in record else {**record, "completion": encoder.decode(ids)}
 
-    lines = enumerate(files.read_lines(prompts))
+    lines = enumerate(reading.read_lines(prompts))
     with open(out, "ab+") as results:
-        files.lock(results)
+        writing.lock(results)
         kept, failed = whole_records(results, lines, out, prompts, settings)
         again = dict(zip([number for number, _ in failed], complete(failed)))
         if any("error" not in record for record in again.values()):  # they take their places all at once
-            files.write_whole(out, lambda part: write_records(part, [again.get(i, one) for i, one in enumerate(kept)]))
+            writing.write_whole(
+                out, lambda part: write_records(part, [again.get(i, one) for i, one in enumerate(kept)])
+            )
             results.close()
     n_done, errors = len(kept), [record["error"] for record in again.values() if "error" in record]
     with open(out, "ab") as results:
-        files.lock(results)
+        writing.lock(results)
         for record in complete(lines, initial=n_done):
             errors += [record["error"]] if "error" in record else []
             results.write(to_line(record))
@@ -215,7 +219,7 @@ def main(
 def prompt_of(line, path):
     """The prompt in a line, bytes, of the file. Raises ValueError if there is none."""
     if not str(path).endswith(".jsonl"):
-        return files.decode(line, "it")
+        return reading.decode(line, "it")
     try:
         if isinstance(prompt := json.loads(line)["prompt"], str):
             return prompt
@@ -244,7 +248,7 @@ def whole_records(results, lines, out, prompts, settings):
     results.seek(0)
     for result in results:
         if not records:
-            files.same_work(out, files.read_text(path), settings)
+            runs.same_work(out, reading.read_text(path), settings)
         if not result.endswith(b"\n"):
             break
         number, line = next(lines, (None, b""))
@@ -263,10 +267,10 @@ def whole_records(results, lines, out, prompts, settings):
                 f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
                 f"{prompts}: give another out, or remove it"
             )
-    files.write_text(path, json.dumps(settings))
+    writing.write_text(path, json.dumps(settings))
     results.truncate(n_bytes)
     return records, failed
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompts", "out", "model_size", "models_dir", "weights")
+    cli.run(main)

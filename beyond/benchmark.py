@@ -24,37 +24,16 @@ import time
 
 import numpy as np
 
-from beyond import checkpoint, files, loops
-from beyond.peers import ENGINES, load, medians
+from beyond.bench import loops, report
+from beyond.bench.engines import ENGINES, load, medians
+from beyond.files import writing
+from beyond.formats import checkpoint
+import cli
 import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-WORK = {"decode 10": 1, "decode 100": 1, "decode 900": 1, "prefill 10": 10, "prefill 100": 100, "prefill 1000": 1000}
-GROUPS = {  # who is compared; the ratios are to the first one
-    "float32": [
-        "PicoGPT kernels",
-        "gpt2.py",
-        "gpt2_pico.py",
-        "Hugging Face",
-        "JAX",
-        "CTranslate2",
-        "llama.cpp",
-    ],
-    "8 bits": ["PicoGPT int8", "gpt2.py", "CTranslate2 int8", "llama.cpp q8_0"],
-    "4 bits": ["PicoGPT int4", "gpt2.py", "llama.cpp q4_0"],
-    "one core": ["PicoGPT kernels", "gpt2.py", "PicoGPT int8"],
-}
-BYTES = {"float32": 4, "8 bits": 1, "4 bits": 0.5 + 4 / 64}  # a weight; with 4 bits, 64 share a scale
 ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-OURS = "gpt2.py", "gpt2_pico.py", "PicoGPT kernels", "PicoGPT int8", "PicoGPT int4"  # the others are peers
 PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
-MADE_BY = "python -m beyond.benchmark"
-MARKS = {  # near the beginning of each file, which by that is known to be ours
-    "md": f"`{MADE_BY}`, ",
-    "json": f'{{\n "made by": "{MADE_BY}",',
-    "svg": f"<dc:title>{MADE_BY}</dc:title>",
-}
-LIMIT = "the machine's limit"
 
 
 # --- the measurements ---
@@ -67,7 +46,7 @@ def measure(name, folder, env=None):
         version = {"version": importlib.metadata.version(package)} if package else {}
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    command = [sys.executable, "-m", "beyond.peers", name, folder]
+    command = [sys.executable, "-m", "beyond.bench.engines", name, folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(env or {})})
     if done.returncode:
         return " ".join([*version.values(), "failed:", done.stderr.strip().splitlines()[-1]])
@@ -90,8 +69,8 @@ def measure_group(names, folder, env, note):
         found[name] = measure(name, folder, env)
         if isinstance(found[name], dict):
             runs.append(must(measure(first, folder, env)))
-            found[name]["beside"] = {what: (runs[-2][what] + runs[-1][what]) / 2 for what in WORK}
-    found[first] = {what: float(np.median([run[what] for run in runs])) for what in WORK}
+            found[name]["beside"] = {what: (runs[-2][what] + runs[-1][what]) / 2 for what in report.WORK}
+    found[first] = {what: float(np.median([run[what] for run in runs])) for what in report.WORK}
     return found
 
 
@@ -103,9 +82,9 @@ def limits(params, bandwidth, rate, n_bytes=4):
     used = sum(array.size for _, array in checkpoint.tensors(params)) - params["wpe"].size  # of wpe one row a token
     token = n_bytes * used / bandwidth
     inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
-    found = {what: token for what in WORK if what.startswith("decode")}
+    found = {what: token for what in report.WORK if what.startswith("decode")}
     if n_bytes == 4:
-        found |= {what: max(token, n * inside) for what, n in WORK.items() if what.startswith("prefill")}
+        found |= {what: max(token, n * inside) for what, n in report.WORK.items() if what.startswith("prefill")}
     return found
 
 
@@ -162,88 +141,12 @@ def measure_processes(folder, n_bytes):
 # --- the report ---
 
 
-def table(result):
-    """Markdown: ratios first, then the figures."""
-    lines = [
-        f"`{MADE_BY}`, {result['machine']}, {result['date']}",
-        "",
-        "| tokens a second, as a multiple of the group's first | decoding after 10 | 100 | 900 "
-        "| prompt of 10 | 100 | 1000 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    absent = []
-    for group, engines in result["groups"].items():
-        lines.append(f"| **{group}** |" + " |" * len(WORK))
-        first = next(iter(engines))
-        for name, found in engines.items():
-            if isinstance(found, str):
-                absent.append(f"{name}: {found}")
-                continue
-            ours = found.get("beside", engines[first])
-            cells = [
-                f"{ours[what] / found[what]:.2f} ({n / found[what]:.0f})" if what in found else ""
-                for what, n in WORK.items()
-            ]
-            title = f"{name} {found.get('version', '')}".strip()
-            lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += ["", "Not measured: " + "; ".join(absent) + "."] if absent else []
-    lines += ["", "| what | ratio | figure |", "|---|---|---|"]
-    lines += [f"| {what} | {ratio} | {figure} |" for what, ratio, figure in result["more"]]
-    return "\n".join(lines) + "\n"
-
-
-def chart(result, path):
-    """Bars that a phone can show: tokens a second by the size of the weights, dotted the machine's limit."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4, 8.4), layout="constrained")
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # so that a figure can be read on the dotted line
-    titles = {"decode 10": "Decoding: tokens a second", "prefill 1000": "Prompt of 1000: tokens a second"}
-    for axes, (what, title) in zip(figure.subplots(2, 1), titles.items()):
-        labels = []
-        for group in BYTES:
-            labels.append(group)
-            begin = len(labels)
-            for name, found in drawn(result["groups"][group], group).items():
-                rate, color = WORK[what] / found[what], "#c44e52" if name in OURS else "#8c9bb0"
-                axes.barh(len(labels), rate, 0.75, color=color)
-                axes.annotate(f" {rate:.0f} ", (rate, len(labels)), va="center", fontsize=12, bbox=white)
-                labels.append(name)
-            if what in (limit := result["groups"][group][LIMIT]):
-                axes.plot([WORK[what] / limit[what]] * 2, [begin - 0.4, len(labels) - 0.6], "k:")
-        axes.set_yticks(range(len(labels)), labels, fontsize=12)
-        for label in axes.get_yticklabels():
-            label.set_weight("bold" if label.get_text() in BYTES else "normal")
-        axes.set_title(title, fontsize=14, loc="right", pad=12)
-        axes.set_xticks([])
-        axes.margins(x=0.18)
-        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first one on top
-        axes.tick_params(length=0)
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None, "Title": MADE_BY})
-
-
-def drawn(engines, group):
-    """Those that the chart shows: of gpt2.py one bar is enough."""
-    left_out = (LIMIT, "gpt2_pico.py") if group == "float32" else (LIMIT, "gpt2.py")
-    return {name: found for name, found in engines.items() if isinstance(found, dict) and name not in left_out}
-
-
-def cpu():
-    """What the processor calls itself, and how many of its cores there are."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    return f"{os.cpu_count()} x {name}"
-
-
 # --- the command ---
 
 
 def chosen(peers):
     """GROUPS, if not peers without others' engines."""
-    return {group: [name for name in names if peers or name in OURS] for group, names in GROUPS.items()}
+    return {group: [name for name in names if peers or name in report.OURS] for group, names in report.GROUPS.items()}
 
 
 def write_model(hparams, folder):
@@ -261,8 +164,8 @@ def write_model(hparams, folder):
 
 def check_outputs(out):
     """Raises ValueError or OSError unless the three files may be written."""
-    for ending, mark in MARKS.items():
-        files.check_file(f"{out}.{ending}", lambda file: mark.encode() in file.read(4096))
+    for ending, mark in report.MARKS.items():
+        writing.check_file(f"{out}.{ending}", lambda file: mark.encode() in file.read(4096))
     with tempfile.TemporaryFile(dir=os.path.dirname(os.path.abspath(out))):  # the folder can be written to
         pass
 
@@ -278,8 +181,8 @@ def measure_all(work, hparams, groups, note):
     for group, names in groups.items():
         env = ONE_CORE if group == "one core" else None
         found[group] = measure_group(names, folder, env, lambda name, group=group: note(f"{group}: {name}"))
-        if group in BYTES:
-            found[group][LIMIT] = limits(params, machine["bandwidth"], machine["rate"], BYTES[group])
+        if group in report.BYTES:
+            found[group][report.LIMIT] = limits(params, machine["bandwidth"], machine["rate"], report.BYTES[group])
     note("chapters")
     more = chapters(must(measure("together", folder)))
     note("processes")
@@ -308,7 +211,7 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
 
     hparams = dict(zip(utils.HPARAMS, (n_vocab, n_ctx, n_embd, n_head, n_layer)))
     for name, low in zip(utils.HPARAMS, (1024, 1024, 1, 1, 1)):
-        utils.check(name, hparams[name], low, 10**7)
+        cli.check(name, hparams[name], low, 10**7)
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
     if not isinstance(peers, bool):
@@ -316,7 +219,7 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
     check_outputs(out)
     groups = chosen(peers)
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    result = {"made by": MADE_BY, "machine": f"{cpu()}, {versions}", "date": time.strftime("%Y-%m-%d")}
+    result = {"made by": report.MADE_BY, "machine": f"{report.cpu()}, {versions}", "date": time.strftime("%Y-%m-%d")}
     with (
         tempfile.TemporaryDirectory() as work,
         tqdm(total=2 + sum(len(names) - 1 for names in groups.values()), disable=None) as bar,
@@ -327,11 +230,11 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
             bar.set_description(what)
 
         result |= {"hparams": hparams, **measure_all(work, hparams, groups, note)}
-    files.write_text(f"{out}.md", table(result))
-    files.write_text(f"{out}.json", json.dumps(result, indent=1) + "\n")
-    files.write_whole(f"{out}.svg", lambda part: chart(result, part))
-    return table(result)
+    writing.write_text(f"{out}.md", report.table(result))
+    writing.write_text(f"{out}.json", json.dumps(result, indent=1) + "\n")
+    writing.write_whole(f"{out}.svg", lambda part: report.chart(result, part))
+    return report.table(result)
 
 
 if __name__ == "__main__":
-    utils.run(main, "out")
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""Who runs a chapter by its path, python beyond/train.py, imports this in place of the package, and is told so."""
+"""python beyond/train.py imports this file instead of the package, and learns how a chapter is run."""
 
 import os
 import sys

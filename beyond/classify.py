@@ -36,9 +36,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, files, variant
-from beyond.fit import adamw, check_divides, check_settings, fit, joined, last_blocks, mean_loss, tell
-from beyond.state import check_state, finish, load_npz
+from beyond import variant
+from beyond.devices.sharding import memory_errors
+from beyond.files import reading, runs, writing
+from beyond.formats import checkpoint
+from beyond.learn.adapting import check_divides, check_settings, joined, last_blocks, mean_loss, tell
+from beyond.learn.loop import fit
+from beyond.learn.optimizers import adamw
+from beyond.learn.state import check_state, finish, load_npz
+import cli
 import gpt2 as model
 import utils
 
@@ -71,7 +77,7 @@ def read(path, text_column, label_column=None):
 
     Raises ValueError, with the line, for a row that lacks a text or a label or is longer than the header.
     """
-    (_, header), *rows = files.read_table(path) or [(1, [])]
+    (_, header), *rows = reading.read_table(path) or [(1, [])]
     for name in filter(None, (text_column, label_column)):
         if name not in header:
             raise ValueError(
@@ -102,7 +108,7 @@ def read(path, text_column, label_column=None):
 
 def encode(text, encoder, n_ctx):
     """The last n_ctx ids of a text, or <|endoftext|> for none."""
-    return utils.encode_prompt(encoder, text)[-n_ctx:]
+    return cli.encode_prompt(encoder, text)[-n_ctx:]
 
 
 def hold_out(labels, rng):
@@ -158,12 +164,13 @@ def draw(matrix, classes, path):
     axes.set_xticks(places, classes, rotation=45, ha="right", parse_math=False)  # a class may have a $ in its name
     axes.set_yticks(places, classes, parse_math=False)
     axes.set(xlabel="found", ylabel="true")
-    files.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
+    writing.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
 
 
 # --- the commands ---
 
 
+@memory_errors()
 def train(
     data,
     out,
@@ -201,7 +208,7 @@ def train(
     settings = dict(locals())
     check_settings(settings)
     check_divides(batch_size)
-    files.check_new(out)
+    writing.check_new(out)
     _, _, texts, labels = read(data, text_column, label_column)
     classes, count = sorted(set(labels)), collections.Counter(labels)
     if len(classes) < 2:
@@ -211,9 +218,9 @@ def train(
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     n_layer, n_head = hparams["n_layer"], hparams["n_head"]
     k = n_layer if k is None else k
-    utils.check("k", k, 0, n_layer, f"n_layer is {n_layer}")
+    cli.check("k", k, 0, n_layer, f"n_layer is {n_layer}")
     settings.update(
-        data=files.digest(data), model_size=files.model_digest(model_size, models_dir), k=k, out=None, models_dir=None
+        data=runs.digest(data), model_size=runs.model_digest(model_size, models_dir), k=k, out=None, models_dir=None
     )
     check_state(out, settings)
     params = jax.tree.map(jnp.asarray, params)
@@ -239,7 +246,7 @@ def train(
         whole = joined(params, trained)
         os.makedirs(out, exist_ok=True)
         checkpoint.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
-        files.write_whole(
+        writing.write_whole(
             os.path.join(out, "cls_head.npz"),
             lambda part: np.savez(part, cls_head=trained["cls_head"], classes=classes),
         )
@@ -301,12 +308,12 @@ def predict(text, model_size, models_dir="models", text_column="text"):
     encoder, n_head, params, classes = load(model_size, models_dir)
 
     def probabilities(text):
-        return utils.check_numbers(
+        return cli.check_numbers(
             model.softmax(gpt2(encode(text, encoder, len(params["wpe"])), **params, n_head=n_head))
         )
 
     if not text.endswith(".csv"):
-        found = probabilities(utils.read_prompt(text))
+        found = probabilities(cli.read_prompt(text))
         return "\n".join(f"{classes[i]}\t{found[i]:.4f}" for i in np.argsort(-found, kind="stable"))
     header, rows, texts, _ = read(text, text_column)
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -317,13 +324,4 @@ def predict(text, model_size, models_dir="models", text_column="text"):
 
 
 if __name__ == "__main__":
-    utils.run(
-        {"train": train, "predict": predict},
-        "data",
-        "out",
-        "model_size",
-        "models_dir",
-        "text",
-        "text_column",
-        "label_column",
-    )
+    cli.run({"train": train, "predict": predict})

@@ -13,12 +13,14 @@ multiplies them by p where they are not (Keskar et al. 2019, section 4.1, https:
 that transformers has given it).
 """
 
+import itertools
 import json
+import sys
 
 import numpy as np
 
-from beyond import combine
-import utils
+from beyond.fast import flags
+import cli
 
 
 def penalized(logits, ids, penalty):  # [n_vocab], list of int -> [n_vocab]
@@ -33,7 +35,7 @@ def samples(model, inputs, params, n_head, n_tokens_to_generate, seeds, options=
 
     options: temperature, top_k, top_p. The prompt's cache is computed once.
     """
-    utils.check_inputs(inputs, params, n_tokens_to_generate, *options)
+    cli.check_inputs(inputs, params, n_tokens_to_generate, *options)
     n = len(inputs)
     shape = 2, n_head, n + n_tokens_to_generate, params["wte"].shape[1] // n_head
     cache = [np.empty(shape, np.float32) for _ in params["blocks"]]
@@ -72,7 +74,7 @@ def until(stop, pieces):
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
          top_k: int = None, top_p: float = None, seed: int = None, *, n_samples=1, stop: str = None,
-         repetition_penalty=1, keep_end=False, fit=False, kernels=False, bits: int = None,
+         repetition_penalty=1, keep_end=False, fit=False, kernels=False, bits: int = None, lookahead=False,
          weights: str = None):  # fmt: skip
     """Continues a text with GPT-2 and prints one or several continuations.
 
@@ -84,28 +86,45 @@ def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_
         keep_end: Of a prompt that is too long, takes the end for which there is room.
         fit: Adds at most as many tokens as there is room for, instead of an error.
     """
-    utils.check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
-    utils.check("n_samples", n_samples, 1, 10000)
-    utils.check("repetition_penalty", repetition_penalty, 1e-3, 1e3)
-    for name, value in ("keep_end", keep_end), ("fit", fit), ("kernels", kernels):
-        utils.check_switch(name, value)
-    prompt = utils.read_prompt(prompt)
-    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
-    inputs, n_ctx = utils.encode_prompt(encoder, prompt), hparams["n_ctx"]
+    cli.check_options(n_tokens_to_generate, temperature, top_k, top_p, seed)
+    cli.check("n_samples", n_samples, 1, 10000)
+    cli.check("repetition_penalty", repetition_penalty, 1e-3, 1e3)
+    if lookahead and repetition_penalty != 1:
+        raise ValueError(f"repetition_penalty={repetition_penalty} does not work with lookahead: leave one of them out")
+    prompt = cli.read_prompt(prompt)
+    model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
+    inputs, n_ctx = cli.encode_prompt(encoder, prompt), hparams["n_ctx"]
     if keep_end:
         inputs = inputs[-max(1, n_ctx - (1 if fit else n_tokens_to_generate)) :]
     n = min(n_tokens_to_generate, max(0, n_ctx - len(inputs))) if fit else n_tokens_to_generate
     seeds = [None if seed is None else seed + i for i in range(n_samples)]
-    found = samples(model, inputs, params, hparams["n_head"], n, seeds, (temperature, top_k, top_p), repetition_penalty,
-                    encoder.encoder.get("<|endoftext|>"))  # fmt: skip
+    options, end_of_text, passes = (temperature, top_k, top_p), encoder.encoder.get("<|endoftext|>"), []
+    if lookahead:
+        guessing = flags.with_lookahead(model)
+        each = (guessing.passes(inputs, params, hparams["n_head"], n, *options, one, end_of_text) for one in seeds)
+        found = (itertools.chain.from_iterable(counted(one, passes)) for one in each)
+    else:
+        found = samples(model, inputs, params, hparams["n_head"], n, seeds, options, repetition_penalty, end_of_text)
     texts = map(encoder.decode_stream, found)
     texts = (until(stop, text) if stop else text for text in texts)
     if n_samples == 1:
-        return utils.show(next(texts), n)
-    for text in texts:
-        print(json.dumps("".join(text), ensure_ascii=False), flush=True)
-    return None
+        result = cli.show(next(texts), n)
+    else:
+        result = None
+        for text in texts:
+            print(json.dumps("".join(text), ensure_ascii=False), flush=True)
+    if lookahead:
+        total = sum(passes)
+        print(f"{total} tokens in {len(passes)} passes: {total / max(1, len(passes)):.2f} per pass", file=sys.stderr)
+    return result
+
+
+def counted(passes, counts):
+    """Yields the passes, lists of ids, and appends the length of each to counts."""
+    for ids in passes:
+        counts.append(len(ids))
+        yield ids
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompt", "model_size", "models_dir", "stop", "weights")
+    cli.run(main)

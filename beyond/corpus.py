@@ -31,14 +31,12 @@ import threading
 
 import numpy as np
 
-from beyond import files, tokenizer
-from beyond.evaluate import beginning, pieces
-from encoder import get_encoder
+from beyond import tokenizer
+from beyond.files import reading, runs, writing
+from beyond.files.reading import beginning, pieces
+from beyond.learn import corpora
+import cli
 import utils
-
-PIECE = 2**20  # characters
-LOG, IDS, WHOLE = "pieces.jsonl", "ids.bin", "corpus.json"
-
 
 # --- reading: a part is [text, whether its document ends there]; a piece is a list of parts ---
 
@@ -47,13 +45,15 @@ def read_parts(paths):
     """Yields the parts of all documents. Raises ValueError, naming the place, for what is no UTF-8 or no record."""
     for path in paths:
         if path.endswith(".jsonl"):
-            for _, record in files.read_records(path, {"text": "a document"}):
+            for _, record in reading.read_records(path, {"text": "a document"}):
                 text = record["text"].encode("utf-16", "surrogatepass")  # JSON can spell half a character
                 yield [text.decode("utf-16", "replace"), True]
             continue
         with open(path, "rb") if path != "-" else sys.stdin.buffer as data:
             try:
-                yield from ([text, False] for text in pieces(io.TextIOWrapper(data, "utf-8", newline=""), PIECE))
+                yield from (
+                    [text, False] for text in pieces(io.TextIOWrapper(data, "utf-8", newline=""), corpora.PIECE)
+                )
             except UnicodeDecodeError as error:
                 place = error.start + (data.tell() - len(error.object) if data.seekable() else 0)
                 byte = error.object[error.start]
@@ -62,12 +62,12 @@ def read_parts(paths):
 
 
 def read_pieces(paths):
-    """Yields pieces of about PIECE characters."""
+    """Yields pieces of about corpora.PIECE characters."""
     piece, n = [], 0
     for part in read_parts(paths):
         piece.append(part)
         n += len(part[0])
-        if n >= PIECE // 2:
+        if n >= corpora.PIECE // 2:
             yield piece
             piece, n = [], 0
     if piece:
@@ -92,26 +92,11 @@ def digest(piece):
 # --- tokenizing: each process has the vocabulary from the folder ---
 
 
-@functools.lru_cache(1)
-def vocabulary(folder):
-    name, parent = os.path.basename(os.path.abspath(folder)), os.path.dirname(os.path.abspath(folder))
-    return get_encoder(name, parent)
-
-
-def contents(folder):
-    """{filename: text} of the vocabulary in a folder."""
-    return {name: files.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
-
-
-def dtype_of(encoder):
-    return np.dtype("<u2" if len(encoder.encoder) <= 2**16 else "<u4")
-
-
 def tokenize(folder, piece):  # -> ids [n]
-    encoder = vocabulary(folder)
+    encoder = corpora.vocabulary(folder)
     end = beginning(encoder)  # [] where the vocabulary has none
     ids = (itertools.chain(encoder.encode(text), end * ends) for text, ends in piece)
-    return np.fromiter(itertools.chain.from_iterable(ids), dtype_of(encoder))
+    return np.fromiter(itertools.chain.from_iterable(ids), corpora.dtype_of(encoder))
 
 
 def watch():
@@ -142,28 +127,17 @@ def in_order(function, items, cores):
 # --- the folder ---
 
 
-def load(folder):
-    """(encoder, ids, digest) of a corpus; the ids are mapped. Raises ValueError for one that is not whole."""
-    if not os.path.exists(os.path.join(folder, WHOLE)):
-        raise ValueError(f"{folder} is not a whole corpus: make it with python -m beyond.corpus, or repeat that")
-    encoder, found = vocabulary(folder), json.loads(files.read_text(os.path.join(folder, WHOLE)))
-    ids = np.memmap(os.path.join(folder, IDS), dtype_of(encoder), "r")
-    if len(ids) != found["tokens"]:
-        raise ValueError(f"{folder} is damaged: {IDS} has {len(ids):,} ids instead of {found['tokens']:,}")
-    return encoder, ids, found["sha256"]
-
-
 def check_out(out, settings):
     """Raises ValueError unless the folder is new, or holds what a run with these settings left."""
     found = set(os.listdir(out)) if os.path.isdir(out) else set()
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out} is a file: give the name of a new folder")
-    if WHOLE in found or found and LOG not in found:
-        what = "is a corpus already" if WHOLE in found else "holds other files"
+    if corpora.WHOLE in found or found and corpora.LOG not in found:
+        what = "is a corpus already" if corpora.WHOLE in found else "holds other files"
         raise ValueError(f"{out} {what}: give another out, or remove that folder")
     if found and settings:
-        with open(os.path.join(out, LOG), encoding="utf-8") as log:
-            files.same_work(out, log.readline(), settings)
+        with open(os.path.join(out, corpora.LOG), encoding="utf-8") as log:
+            runs.same_work(out, log.readline(), settings)
 
 
 def resume(log, ids, itemsize):
@@ -182,9 +156,9 @@ def resume(log, ids, itemsize):
 
 def add(whole, out, cores, bar):
     """Tokenizes what the folder lacks of the pieces, and writes corpus.json."""
-    itemsize = dtype_of(vocabulary(out)).itemsize
-    with open(os.path.join(out, LOG), "rb+") as log, open(os.path.join(out, IDS), "ab") as ids:
-        files.lock(log)
+    itemsize = corpora.dtype_of(corpora.vocabulary(out)).itemsize
+    with open(os.path.join(out, corpora.LOG), "rb+") as log, open(os.path.join(out, corpora.IDS), "ab") as ids:
+        writing.lock(log)
         records = resume(log, ids, itemsize)
         for record in records:
             if digest(next(whole, None)) != record["sha256"]:
@@ -201,8 +175,8 @@ def add(whole, out, cores, bar):
             bar.update(n_bytes)
     sums = {name: sum(record[name] for record in records) for name in ("tokens", "bytes")}
     sums["sha256"] = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()
-    files.write_text(os.path.join(out, WHOLE), json.dumps(sums))
-    os.remove(os.path.join(out, LOG))
+    writing.write_text(os.path.join(out, corpora.WHOLE), json.dumps(sums))
+    os.remove(os.path.join(out, corpora.LOG))
     return sums["tokens"], sums["bytes"]
 
 
@@ -222,9 +196,9 @@ def main(*texts, out, model_size: str = None, models_dir="models", n_vocab=50257
     from tqdm import tqdm
 
     texts, cores = list(map(str, texts)), os.cpu_count() if cores is None else cores
-    utils.check("n_vocab", n_vocab, 257, 10**7, "256 bytes and <|endoftext|>")
-    utils.check("sample", sample, 1, 10**6)
-    utils.check("cores", cores, 1, 10**4)
+    cli.check("n_vocab", n_vocab, 257, 10**7, "256 bytes and <|endoftext|>")
+    cli.check("sample", sample, 1, 10**6)
+    cli.check("cores", cores, 1, 10**4)
     if not texts or texts.count("-") > 1:
         raise ValueError("name one text or more, - for the standard input only once")
     n_bytes = sum(os.path.getsize(path) for path in texts if path != "-" and not open(path, "rb").close())
@@ -235,7 +209,7 @@ def main(*texts, out, model_size: str = None, models_dir="models", n_vocab=50257
         raise ValueError(f"{' and '.join(texts)}: nothing is in it; give a text to learn from")
     if model_size:
         folder = utils.folder_of(model_size, models_dir)
-        found = contents(folder)
+        found = corpora.contents(folder)
         settings = {"vocabulary": hashlib.sha256("".join(found.values()).encode()).hexdigest()}
     else:
         settings = {"n_vocab": n_vocab, "sample": hashlib.sha256("".join(map(digest, some)).encode()).hexdigest()}
@@ -245,15 +219,15 @@ def main(*texts, out, model_size: str = None, models_dir="models", n_vocab=50257
         if not model_size:
             found = tokenizer.contents(tokenizer.learn((text for piece in some for text, _ in piece), n_vocab))
         os.makedirs(out, exist_ok=True)
-        files.write_text(os.path.join(out, LOG), json.dumps(settings) + "\n")
+        writing.write_text(os.path.join(out, corpora.LOG), json.dumps(settings) + "\n")
         for name, text in found.items():
-            files.write_text(os.path.join(out, name), text)
+            writing.write_text(os.path.join(out, name), text)
     whole = itertools.chain(some, whole) if once else read_pieces(texts)
-    cores, total = (cores, None) if "-" in texts else (cores if n_bytes > 2 * PIECE else 1, n_bytes)
+    cores, total = (cores, None) if "-" in texts else (cores if n_bytes > 2 * corpora.PIECE else 1, n_bytes)
     with tqdm(total=total, desc="tokenizing", unit="B", unit_scale=True, disable=None) as bar:
         n, n_bytes = add(whole, out, cores, bar)
     return f"{out}: {n:,} tokens of {n_bytes:,} bytes, {n_bytes / n:.2f} bytes a token"
 
 
 if __name__ == "__main__":
-    utils.run(main, "out", "model_size", "models_dir")
+    cli.run(main)

@@ -40,11 +40,12 @@ import os
 import sys
 
 import numpy as np
-import regex
 
-from beyond import combine, files, variant
+from beyond import variant
+from beyond.fast import flags
+from beyond.files import reading
+import cli
 import gpt2
-import utils
 
 
 def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
@@ -52,7 +53,7 @@ def losses(inputs, targets, params, n_head):  # [n_seq], [n] -> [n], [n] bool
     logits = gpt2.hidden_states(inputs, **params, n_head=n_head)[-len(targets) :] @ params["wte"].T
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(targets)), targets]
-    return utils.check_numbers(np.log(np.exp(logits).sum(axis=-1)) - chosen), chosen == 0
+    return cli.check_numbers(np.log(np.exp(logits).sum(axis=-1)) - chosen), chosen == 0
 
 
 def evaluate(ids, params, n_head, stride):
@@ -69,32 +70,15 @@ def evaluate(ids, params, n_head, stride):
         yield losses(list(recent)[:-1], list(recent)[-n_new:], params, n_head)[0]
 
 
-def pieces(file, size=2**20):
-    """Yields a text file in pieces of about that many characters, whose tokens together are those of the whole.
-
-    A piece ends where white space begins: there ends a word in any case (see encoder.py).
-    """
-    rest = [""]  # in parts, only the last of which can contain such a place
-    while more := file.read(size):
-        last = rest[-1][-1:]
-        if found := regex.match(r"(?s:.*)\S(?=\s)", last + more):
-            end = found.end() - len(last)
-            yield "".join(rest) + more[:end]
-            rest = [more[end:]]
-        else:
-            rest.append(more)
-    yield "".join(rest)
-
-
 def score_text(path, encoder, params, n_head, stride):
     """What main prints for a text, which is read in pieces, so that it may be larger than memory."""
     from tqdm import tqdm
 
     n_words = n_bytes = n_read = n = 0
-    loss, start = 0.0, beginning(encoder)
+    loss, start = 0.0, reading.beginning(encoder)
     # bytes that are not UTF-8 are scored as they are
     with (
-        io.TextIOWrapper(files.open_bytes(path), "utf-8", "surrogateescape", newline="") as file,
+        io.TextIOWrapper(reading.open_bytes(path), "utf-8", "surrogateescape", newline="") as file,
         tqdm(
             total=os.path.getsize(path) if os.path.exists(path) else None,
             desc="scoring",
@@ -107,7 +91,7 @@ def score_text(path, encoder, params, n_head, stride):
 
         def read():
             nonlocal n_words, n_bytes, n_read
-            for piece in pieces(file):
+            for piece in reading.pieces(file):
                 ids = encoder.encode(piece)
                 if not start and not n_read:
                     n_bytes -= sum(len(encoder.decoder[id]) for id in ids[:1])  # the first token is not scored
@@ -129,7 +113,7 @@ def score_text(path, encoder, params, n_head, stride):
 
 def token_lines(path, encoder, params, n_head, stride):
     """Yields a JSON object for each token that score_text scores: its id, its text, and log p in nats."""
-    ids = [*beginning(encoder), *encoder.encode(files.read_text(path))]
+    ids = [*reading.beginning(encoder), *encoder.encode(reading.read_text(path))]
     found = itertools.chain.from_iterable(evaluate(iter(ids), params, n_head, stride))
     for id, loss in zip(ids[1:], found):
         yield json.dumps(
@@ -137,20 +121,15 @@ def token_lines(path, encoder, params, n_head, stride):
         )
 
 
-def beginning(encoder):
-    """[id] of <|endoftext|>, or [] where the vocabulary has none."""
-    return [encoder.encoder["<|endoftext|>"]] if "<|endoftext|>" in encoder.encoder else []
-
-
 def score_last_words(path, encoder, params, n_head):
     """What main prints for passages; the last word is what follows the last space."""
     from tqdm import tqdm
 
     n_ctx, n_right, found = len(params["wpe"]), 0, []
-    records = files.read_records(path, {"text": "a passage"})
+    records = reading.read_records(path, {"text": "a passage"})
     for place, record in tqdm(records, "scoring", unit=" passages", leave=False, disable=None):
         context, space, word = record["text"].rstrip().rpartition(" ")
-        before, target = [*beginning(encoder), *encoder.encode(context)], encoder.encode(space + word)
+        before, target = [*reading.beginning(encoder), *encoder.encode(context)], encoder.encode(space + word)
         if not 0 < len(target) <= n_ctx:
             raise ValueError(f"{place}: its last word has {len(target)} tokens; it must have from 1 to {n_ctx}")
         if not before:
@@ -196,9 +175,9 @@ def main(
         stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
         tokens: Prints a line of JSON for each token of a text instead: {"id": ..., "token": ..., "logprob": ...}.
     """
-    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
+    model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
     stride = max(1, hparams["n_ctx"] // 2) if stride is None else stride
-    utils.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
+    cli.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
     over = variant(sys.modules[__name__], gpt2=model)
     if tokens:
         print(*over.token_lines(text, encoder, params, hparams["n_head"], stride), sep="\n")
@@ -209,4 +188,4 @@ def main(
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "model_size", "models_dir", "weights")
+    cli.run(main)

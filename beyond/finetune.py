@@ -39,10 +39,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, files, train, variant
-from beyond.fit import adamw, check_divides, check_settings, fit, joined, last_blocks, mean_loss, tell
-from beyond.rows import check_length
-from beyond.state import check_state, finish, load_npz
+from beyond import variant
+from beyond.devices.sharding import memory_errors
+from beyond.files import reading, runs, writing
+from beyond.formats import checkpoint
+from beyond.learn import learner
+from beyond.learn.adapting import check_divides, check_settings, joined, last_blocks, mean_loss, tell
+from beyond.learn.loop import fit
+from beyond.learn.optimizers import adamw
+from beyond.learn.rows import check_length
+from beyond.learn.state import check_state, finish, load_npz
+import cli
 import gpt2
 import utils
 
@@ -113,12 +120,12 @@ def load(path):
 
 def loss_of(method, n_head):
     """loss(trained, row, key, params) for fit; row: ids [n_seq + 1], and [n_seq], 1 where the loss counts."""
-    model = train.model
+    model = learner.model
     if method == "adapter":  # the block, too, with JAX's NumPy in its layers
         model = variant(model, transformer_block=variant(sys.modules[__name__], gpt2=model).transformer_block)
 
     def loss(trained, row, key, params):
-        losses = train.token_losses(combine(params, trained, method), row[0], n_head, model)
+        losses = learner.token_losses(combine(params, trained, method), row[0], n_head, model)
         return (losses * row[1]).sum() / row[1].sum()
 
     return loss
@@ -133,7 +140,7 @@ def read(path, encoder, n_ctx):
         return read_tasks(path, encoder, n_ctx)
     if str(path).endswith(".json"):
         raise ValueError(f"{path} is neither a text nor tasks: write each task on a line of its own, in a .jsonl file")
-    content = files.read_text(path)
+    content = reading.read_text(path)
     parts = [encoder.encode(part) for part in (content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :])]
     if len(parts[1]) < 9:
         raise ValueError(
@@ -154,7 +161,7 @@ def read_tasks(path, encoder, n_ctx):
             f"give a text, or another model_size"
         )
     tasks = []
-    for place, task in files.read_records(path, TASK):
+    for place, task in reading.read_records(path, TASK):
         prompt, output = encoder.encode(prompt_of(task["instruction"], task.get("input", ""))), task["output"].strip()
         tasks.append((prompt, [*encoder.encode(" " + output), end]))
         if (n := sum(map(len, tasks[-1]))) > n_ctx:
@@ -179,6 +186,7 @@ def prompt_of(instruction, input=""):
 # --- the command ---
 
 
+@memory_errors()
 def main(
     data,
     out,
@@ -216,13 +224,13 @@ def main(
     check_divides(batch_size)
     if method not in RATES:
         raise ValueError(f"method={method!r} must be one of {', '.join(RATES)}")
-    files.check_new(out)
+    writing.check_new(out)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     if method == "last_k":
-        utils.check("k", k, 1, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
+        cli.check("k", k, 1, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
     learned, unseen = read(data, encoder, hparams["n_ctx"])
     settings.update(
-        data=files.digest(data), model_size=files.model_digest(model_size, models_dir), out=None, models_dir=None
+        data=runs.digest(data), model_size=runs.model_digest(model_size, models_dir), out=None, models_dir=None
     )
     check_state(out, settings)
     params, loss = jax.tree.map(jnp.asarray, params), loss_of(method, hparams["n_head"])
@@ -237,7 +245,7 @@ def main(
     def save(trained, history):
         os.makedirs(out, exist_ok=True)
         if method in ("adapter", "lora"):
-            files.write_whole(f"{out}/{method}.npz", lambda part: np.savez(part, **trained))
+            writing.write_whole(f"{out}/{method}.npz", lambda part: np.savez(part, **trained))
         if method != "adapter":
             checkpoint.save_folder(combine(params, trained, method), hparams, out, model_size, models_dir)
 
@@ -249,8 +257,8 @@ def main(
     optimizer = functools.partial(adamw, learning_rate=learning_rate or RATES[method])
     history = fit(trained, loss, rows, held_out, save, optimizer, out, settings, [params])
     if str(data).endswith(".jsonl"):
-        with_input = any(task.get("input") for _, task in files.read_records(data, TASK))
-        files.write_text(f"{out}/prompt.txt", prompt_of("{instruction}", "{input}" if with_input else "") + "\n")
+        with_input = any(task.get("input") for _, task in reading.read_records(data, TASK))
+        writing.write_text(f"{out}/prompt.txt", prompt_of("{instruction}", "{input}" if with_input else "") + "\n")
     after = min(found for *_, found in history)
     names = [name for name in (f"{method}.npz", utils.DATA) if os.path.exists(os.path.join(out, name))]
     sizes = ", ".join(f"{name} {os.path.getsize(os.path.join(out, name)):,} bytes" for name in names)
@@ -262,4 +270,4 @@ def main(
 
 
 if __name__ == "__main__":
-    utils.run(main, "data", "out", "model_size", "models_dir", "method")
+    cli.run(main)

@@ -27,26 +27,22 @@ On two machines, with N of 0 and 1 (all print nothing but process 0):
 
 import functools
 import json
-import os
 import re
-import socket
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from beyond import variant
+from beyond.devices import processes, sharding
+import cli
 import gpt2
 import utils
 
 model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
-SPLIT = {  # the axis of each parameter that goes over the mesh's axis "model"; all else is everywhere
-    "wte": P("model"), "c_attn/w": P(None, None, "model"), "c_attn/b": P(None, "model"), "attn/c_proj/w": P("model"),
-    "c_fc/w": P(None, "model"), "c_fc/b": P("model"), "mlp/c_proj/w": P("model")}  # fmt: skip
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_seq, n_embd], kv [2, n_head, n_total, d] -> [n_seq, n_embd], kv
@@ -108,51 +104,22 @@ def place(params, n_head, mesh, dtype="float32"):
 
     Raises ValueError if the heads do not divide. The vocabulary is filled up with zeros, which complete never chooses.
     """
-    check_heads(n_head, mesh)
-    params = by_heads(params, n_head)
+    sharding.check_heads(n_head, mesh)
+    params = sharding.by_heads(params, n_head)
     wte = np.pad(params["wte"], ((0, -len(params["wte"]) % mesh.shape["model"]), (0, 0)))
 
     def put(path, array):
-        return jax.device_put(utils.check_numbers(np.asarray(array)).astype(dtype), NamedSharding(mesh, spec_of(path)))
-
-    return jax.tree_util.tree_map_with_path(put, {**params, "wte": wte})
-
-
-def check_dtype(dtype):
-    """Raises ValueError unless it is one that models run in."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
-
-
-def check_heads(n_head, mesh):
-    """Raises ValueError unless the heads divide over the mesh's axis "model"."""
-    if n_head % (n := mesh.shape["model"]):
-        fitting = [i for i in range(1, n_head + 1) if n_head % i == 0]
-        raise ValueError(
-            f"the model's {n_head} heads do not divide over {n} devices: choose one of {fitting} for "
-            f"the second number of mesh"
+        return jax.device_put(
+            cli.check_numbers(np.asarray(array)).astype(dtype), NamedSharding(mesh, sharding.spec_of(path))
         )
 
-
-def by_heads(params, n_head):
-    """params whose c_attn has axes for queries, keys and values and for heads: w [n_embd, 3, n_head, d], b."""
-
-    def reshape(path, array):
-        return array.reshape(*array.shape[:-1], 3, n_head, -1) if "c_attn" in jax.tree_util.keystr(path) else array
-
-    return jax.tree_util.tree_map_with_path(reshape, params)
-
-
-def spec_of(path):
-    """How the parameter at a path of the tree is split."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
+    return jax.tree_util.tree_map_with_path(put, {**params, "wte": wte})
 
 
 def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtype="float32"):
     """For a list of prompts, each a list of ids: what gpt2.generate returns for each at temperature 0."""
     for ids in inputs:
-        utils.check_inputs(ids, params, n_tokens_to_generate)
+        cli.check_inputs(ids, params, n_tokens_to_generate)
     if not inputs:
         return []
     longest, more = max(map(len, inputs)), -len(inputs) % mesh.shape["data"]
@@ -173,65 +140,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
     return [ids[ids >= 0].tolist() for ids in found]
 
 
-def make_mesh(mesh):
-    """A mesh with the axes data and model from a text like 2x4. Raises ValueError if there are not as many devices."""
-    sizes, devices = mesh_sizes(mesh), jax.devices()
-    n = sizes[0] * sizes[1]
-    if n > len(devices) or n < len(devices) and jax.process_count() > 1:
-        raise ValueError(f"mesh={mesh} takes {n} devices, and JAX sees {len(devices)}: choose numbers that fit")
-    return Mesh(np.array(devices[:n]).reshape(sizes), ("data", "model"))
-
-
-def mesh_sizes(mesh):
-    """(groups, devices in each) from a text like 2x4. Raises ValueError for any other."""
-    sizes = str(mesh).split("x")
-    if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
-        raise ValueError(f"mesh={mesh!r} must be two numbers, groups of rows x devices that share a model: 2x4, say")
-    return int(sizes[0]), int(sizes[1])
-
-
-def meet(coordinator, n_processes, process_id, patience=120):
-    """Waits until all processes are there, at HOST:PORT of process 0, as JAX ends a program that waits in vain.
-
-    Raises ValueError for what is no HOST:PORT, OSError if the others are not there after patience seconds.
-    """
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < len(port) < 6 or not 0 < int(port) < 2**16:
-        raise ValueError(f"coordinator={coordinator!r} must be HOST:PORT of process 0, with a port from 1 to 65535")
-    try:
-        socket.getaddrinfo(host, int(port))
-        if process_id == 0:
-            with socket.create_server(("", int(port))) as server:
-                for _ in range(1, n_processes):
-                    server.settimeout(patience)
-                    server.accept()[0].close()
-            return
-        for second in range(patience, -1, -1):
-            try:
-                return socket.create_connection((host, int(port)), timeout=patience).close()
-            except ConnectionRefusedError:  # process 0 is not there yet
-                if not second:
-                    raise
-                time.sleep(1)
-    except OSError as error:
-        others = "the other processes" if process_id == 0 else "process 0"
-        raise OSError(
-            f"no connection with {others} at {coordinator}: {error.strerror or error}; begin all {n_processes} "
-            f"within {patience} seconds, with the same coordinator"
-        ) from None
-
-
-def join(coordinator, n_processes, process_id):
-    """Makes this process one of several, which see each other's devices, if a coordinator is named. Raises as meet."""
-    utils.check("n_processes", n_processes, 1, 10**5)
-    utils.check("process_id", process_id, 0, n_processes - 1, "less than n_processes")
-    if coordinator is not None:
-        meet(coordinator, n_processes, process_id)
-        sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace")
-        os.dup2(2, 1)  # so that what C++ prints on the standard output, as Gloo does, goes to the standard error
-        jax.distributed.initialize(coordinator, n_processes, process_id)
-
-
+@sharding.memory_errors()
 def main(
     prompt: str = None,
     n_tokens_to_generate=40,
@@ -257,19 +166,18 @@ def main(
         n_processes: How many there are.
         process_id: Which one this is, from 0 to n_processes - 1.
     """
-    utils.check_options(n_tokens_to_generate)
-    check_dtype(dtype)
-    utils.check_switch("lines", lines)
-    join(coordinator, n_processes, process_id)
-    devices = make_mesh(mesh)
-    prompt = utils.read_prompt(prompt)
+    cli.check_options(n_tokens_to_generate)
+    sharding.check_dtype(dtype)
+    processes.join(coordinator, n_processes, process_id)
+    devices = sharding.make_mesh(mesh)
+    prompt = cli.read_prompt(prompt)
     encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
     prompts, inputs = re.split(r"\r?\n", prompt) if lines else [prompt], []
     results = [{"error": None} for _ in prompts]
     for result, text in zip(results, prompts):
         try:
-            ids = utils.encode_prompt(encoder, text)
-            utils.check_inputs(ids, params, n_tokens_to_generate)
+            ids = cli.encode_prompt(encoder, text)
+            cli.check_inputs(ids, params, n_tokens_to_generate)
             inputs.append(ids)
             result.clear()
         except ValueError as error:
@@ -289,4 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    utils.run(main, "prompt", "model_size", "models_dir", "mesh", "dtype", "coordinator")
+    cli.run(main)

@@ -26,11 +26,22 @@ import shutil
 
 import numpy as np
 
-from beyond import vocabulary
-from beyond.checkpoint import CHECKPOINT, save_checkpoint
-from beyond.checkpoint import tensors as tensors_of
-from beyond.files import write_text
-from beyond.hub import ARCHITECTURES, ONLY, SIZES, SMALL, WEIGHTS, check_room, choose_weights, files_of, read_config
+from beyond.files.writing import write_text
+from beyond.formats import vocabulary
+from beyond.formats.checkpoint import CHECKPOINT, save_checkpoint
+from beyond.formats.checkpoint import tensors as tensors_of
+from beyond.formats.hub import (
+    ARCHITECTURES,
+    ONLY,
+    SIZES,
+    SMALL,
+    WEIGHTS,
+    check_room,
+    choose_weights,
+    files_of,
+    read_config,
+)
+import cli
 import utils
 
 UNUSED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight|(multiple_choice_head|v_head)\..*")  # masks, heads
@@ -233,4 +244,4 @@ def save(model_size, out, models_dir="models"):
 
 
 if __name__ == "__main__":
-    utils.run({"fetch": fetch, "save": save}, "source", "out", "revision", "model_size", "models_dir")
+    cli.run({"fetch": fetch, "save": save})

@@ -34,9 +34,10 @@ import sys
 
 import numpy as np
 
-from beyond import combine, variant
+from beyond import variant
+from beyond.fast import flags
+import cli
 from encoder import to_bytes
-import utils
 
 HELP = r"""A text goes on from where it is; Enter alone: the model goes on. Ctrl-C stops it, Ctrl-D ends the program.
 A line that ends in \ is continued in the next one, so \ alone begins a new line; // begins a text with a /.
@@ -91,14 +92,14 @@ class Session:
 
     def change(self, settings):
         """Takes settings, of n_tokens_to_generate, temperature, top_k, top_p and seed. Raises ValueError."""
-        utils.check("n_tokens_to_generate", settings["n_tokens_to_generate"], 0, self.n_ctx // 2 - ROOM)
-        utils.check_options(**settings)
+        cli.check("n_tokens_to_generate", settings["n_tokens_to_generate"], 0, self.n_ctx // 2 - ROOM)
+        cli.check_options(**settings)
         self.settings = settings
 
     def add(self, text):
         """Joins a text to the one so far. Raises ValueError for one that the vocabulary cannot spell."""
         if not self.ids:
-            self.ids = utils.encode_prompt(self.encoder, text)
+            self.ids = cli.encode_prompt(self.encoder, text)
         else:
             self.ids += self.encoder.encode(text) or [self.end] * self.ended
         self.ended = False
@@ -150,7 +151,7 @@ class Session:
         elif name in ("help", "h", "?"):
             print(HELP)
             for name, value in self.settings.items():
-                print(f"    /{f'{name} {value}':26} {re.split('[;.] ', utils.FLAGS[name])[0]}")
+                print(f"    /{f'{name} {value}':26} {re.split('[;.] ', cli.HELP[name])[0]}")
         else:
             names = [one for one in self.settings if name and one.startswith(name)]
             if len(names) != 1:
@@ -183,12 +184,10 @@ def main(model_size="124M", models_dir="models", n_tokens_to_generate=40, temper
     """
     if sys.stdin is None:
         raise ValueError("the standard input is closed, so nothing can be typed")
-    model, encoder, hparams, params = combine.load(model_size, models_dir, kernels, bits, weights)
+    model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
     model = variant(model, hidden_states=Memory(model).hidden_states)
     if lookahead:
-        from beyond import lookahead as guessing
-
-        model = variant(guessing, gpt2=model)
+        model = flags.with_lookahead(model)
     settings = {"n_tokens_to_generate": n_tokens_to_generate, "temperature": temperature, "top_k": top_k,
                 "top_p": top_p, "seed": seed}  # fmt: skip
     session = Session(model.stream, encoder, params, hparams["n_head"], settings)
@@ -216,4 +215,4 @@ def main(model_size="124M", models_dir="models", n_tokens_to_generate=40, temper
 
 
 if __name__ == "__main__":
-    utils.run(main, "model_size", "models_dir", "weights")
+    cli.run(main)

@@ -17,8 +17,8 @@ kernels.model is gpt2.py with these functions; prepare only makes views, whose @
 from llvmlite.binding import get_host_cpu_features
 import numpy as np
 
-from beyond import variant
-from beyond.lanes import (
+from beyond import preset, variant
+from beyond.fast.lanes import (
     FAST,
     FEW,
     compiled,
@@ -34,6 +34,7 @@ from beyond.lanes import (
     store,
     summed,
 )
+import cli
 import gpt2
 
 # where registers hold 16 numbers, the product here was the faster one at any size; elsewhere NumPy's library may be
@@ -364,6 +365,4 @@ model = variant(
 
 
 if __name__ == "__main__":
-    from beyond import combine
-
-    combine.run(kernels=True)
+    cli.run(preset("complete", kernels=True))

@@ -22,7 +22,8 @@ import itertools
 
 import numpy as np
 
-from beyond import combine
+from beyond import preset
+import cli
 import gpt2
 
 LONGEST = 16  # tokens a pass
@@ -40,9 +41,7 @@ def stream(*args, **options):
 
 def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
     """Yields the ids that each pass gives: one or more, but none where the first is stop."""
-    from utils import check_inputs
-
-    check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
+    cli.check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
     ids, past, rng = list(inputs), 0, np.random.default_rng(seed)
     n, n_total, followers, luck = 0, len(ids) + n_tokens_to_generate, {}, 0
     cache = [np.empty((2, n_head, n_total, params["wte"].shape[1] // n_head), np.float32) for _ in params["blocks"]]
@@ -79,4 +78,4 @@ def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none
 
 
 if __name__ == "__main__":
-    combine.run(lookahead=True)
+    cli.run(preset("complete", lookahead=True))

@@ -28,8 +28,8 @@ import os
 
 import numpy as np
 
-from beyond import files
-from beyond.lanes import (
+from beyond import preset
+from beyond.fast.lanes import (
     FAST,
     FEW,
     add_products,
@@ -44,6 +44,8 @@ from beyond.lanes import (
     store,
     times,
 )
+from beyond.files import writing
+import cli
 import utils
 
 FORMAT = "PicoGPT quantized 2"
@@ -198,7 +200,7 @@ def convert(params, bits):
             return {key: turn(value[key], key) for key in value}
         if isinstance(value, (list, tuple)):
             return [turn(one) for one in value]
-        utils.check_numbers(value)  # rounded, what is not a number would become one
+        cli.check_numbers(value)  # rounded, what is not a number would become one
         return quantize(value.T, bits).T if name == "wte" else quantize(value, bits) if name == "w" else value
 
     return turn(params)
@@ -259,7 +261,7 @@ def write(params, bits, checkpoint, path):
             file.seek(0)
             file.write(json.dumps({**header, "arrays": arrays}).encode().ljust(HEADER))
 
-    files.write_whole(path, fill)
+    writing.write_whole(path, fill)
 
 
 def read(path, bits, checkpoint, hparams):
@@ -340,6 +342,4 @@ def load(model_size, models_dir, bits=8, weights=None):
 
 
 if __name__ == "__main__":
-    from beyond import combine
-
-    combine.run(bits=8)
+    cli.run(preset("complete", bits=8))

@@ -20,9 +20,9 @@ from heapq import heapify, heappop, heappush
 import json
 import os
 
-from beyond import files
+from beyond.files import reading, writing
+import cli
 from encoder import BYTE_TO_CHAR, WORDS, Encoder
-import utils
 
 
 def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
@@ -34,7 +34,7 @@ def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
     """
     from tqdm import tqdm
 
-    utils.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
+    cli.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
     found = Counter()
     for part in [text] if isinstance(text, str) else text:
@@ -112,14 +112,14 @@ def save(merges, folder):
     """Writes encoder.json and vocab.bpe; each takes its name only when it is whole."""
     os.makedirs(folder, exist_ok=True)
     for name, text in contents(merges).items():
-        files.write_text(os.path.join(folder, name), text)
+        writing.write_text(os.path.join(folder, name), text)
 
 
 def check_same(merges, folder):
     """Raises ValueError if the folder has another vocabulary, which other files, a model's weights say, may rely on."""
     for name, text in contents(merges).items():
         path = os.path.join(folder, name)
-        if os.path.exists(path) and files.read_bytes(path) != text.encode():
+        if os.path.exists(path) and reading.read_bytes(path) != text.encode():
             raise ValueError(f"{path} is there already, and is another one: give another out, or remove it")
 
 
@@ -131,7 +131,7 @@ def main(text, out, n_vocab=1024):
         out: The folder for encoder.json and vocab.bpe, made where it is missing.
         n_vocab: How many tokens, 257 or more (GPT-2 has 50257); a text allows as many as it has pairs to join.
     """
-    content = files.read_text(text)
+    content = reading.read_text(text)
     merges = learn(content, n_vocab)
     check_same(merges, out)
     save(merges, out)
@@ -140,4 +140,4 @@ def main(text, out, n_vocab=1024):
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "out")
+    cli.run(main)

@@ -33,26 +33,21 @@ import functools
 import hashlib
 import json
 import os
-import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from beyond import checkpoint, corpus, files, gpu, plan, precision, style, variant
-from beyond.fit import check_divides, check_settings, fit, is_process_0, muon_and_adamw
-from beyond.parallel import all_devices, put_rows, split
-from beyond.rows import check_length, from_corpus, from_text, row_maker
-from beyond.state import check_state, finish
-import gpt2
+from beyond.devices import processes, sharding
+from beyond.devices.sharding import all_devices, split
+from beyond.files import reading, style, writing
+from beyond.formats import checkpoint
+from beyond.learn import corpora, learner, plan
+from beyond.learn.adapting import check_divides, check_settings
+from beyond.learn.loop import fit, is_process_0
+from beyond.learn.optimizers import muon_and_adamw
+from beyond.learn.rows import check_length, from_corpus, from_text, row_maker
+from beyond.learn.state import check_state, finish
+import cli
 import utils
-
-
-def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; c_attn has axes for q, k, v and for heads here
-    return jnp.tensordot(x, w, 1) + b
-
-
-model = variant(gpt2, np=jnp, linear=linear)  # gpt2.py with the NumPy of JAX
 
 SIZES = {
     "n_vocab": (257, 10**7),
@@ -68,79 +63,7 @@ PLACE = {  # where it runs and what it is called, which does not decide what com
 # --- the model while it learns ---
 
 
-def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, keep, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
-    attended, worked, *embedded = keep  # masks [n_seq, n_embd]; the first block has one for the embedding, too
-    x = x * embedded[0] if embedded else x
-    x = x + attended * model.mha(model.layer_norm(x, **ln_1), **attn, n_head=n_head)
-    return x + worked * model.ffn(model.layer_norm(x, **ln_2), **mlp)
-
-
-with_dropout = variant(model, transformer_block=transformer_block)
-
-
-def dropout(params, key, rate, n_seq):
-    """params with random masks in each block's keep: 0 with probability rate, else 1 / (1 - rate). A text that is
-    read 25 times is learned by heart unless something is missing each time (https://arxiv.org/abs/1207.0580)."""
-    shape = 2 * len(params["blocks"]) + 1, n_seq, params["wte"].shape[1]
-    masks = jax.random.bernoulli(key, 1.0 - rate, shape) / (1 - rate)
-    blocks = [{**block, "keep": masks[2 * i : 2 * i + 2]} for i, block in enumerate(params["blocks"])]
-    blocks[0]["keep"] = masks[0], masks[1], masks[-1]
-    return {**params, "blocks": blocks}
-
-
-def token_losses(params, inputs, n_head, model=model):  # [n_seq + 1] -> [n_seq]
-    """-log p of each of inputs[1:], in nats; log_softmax is finite where the log of a softmax may be log(0)."""
-    logits = model.gpt2(inputs[:-1], **params, n_head=n_head)
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), inputs[1:, None], axis=-1)[:, 0]
-
-
-def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
-    """The cross-entropy of the shifted ids: the mean loss of a next token, in nats."""
-    return token_losses(params, inputs, n_head, model).mean()
-
-
-def learner(dtype="float32", dropped=True, rematerialize=False):
-    """The model as it learns: with dropout or without, and as beyond/precision.py makes it."""
-    is_half = dtype == "bfloat16"
-    learning = precision.in_bfloat16(model) if is_half else model
-    if dropped:
-        learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
-    learning = precision.rematerialized(learning) if rematerialize else learning
-    return precision.with_projection_in_bfloat16(learning) if is_half else learning
-
-
-def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
-    """The mean loss of ids[1:] in nats, each scored once, in windows of n_ctx tokens that begin every stride tokens.
-
-    ids: n_ctx + 1 or more. Beyond the first window each token sees at least n_ctx - stride tokens before it.
-    """
-    n_ctx, n, mesh = len(params["wpe"]), len(ids) - 1, mesh or all_devices()
-    starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
-    new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
-    windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)
-    fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
-    windows, new = np.pad(windows, fill), np.pad(new, fill)
-    parts = (
-        put_rows((windows[i : i + batch_size], new[i : i + batch_size]), mesh) for i in range(0, len(new), batch_size)
-    )
-    return sum(float(_batch_loss(params, *part, n_head)) for part in parts) / n
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _batch_loss(params, rows, counted, n_head):
-    return (jax.vmap(lambda row: token_losses(params, row, n_head))(rows) * counted).sum()
-
-
 # --- from a text to a folder ---
-
-
-def plain(params):
-    """params with c_attn as a checkpoint has it; the inverse of gpu.by_heads."""
-
-    def reshape(path, array):
-        return array.reshape(*array.shape[:-3], -1) if "c_attn" in jax.tree_util.keystr(path) else array
-
-    return jax.tree_util.tree_map_with_path(reshape, params)
 
 
 def save_curve(history, path):
@@ -159,9 +82,10 @@ def save_curve(history, path):
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.legend()
         about = {"Date": None, "Description": json.dumps(np.array(history).tolist())}
-        files.write_whole(path, lambda part: figure.savefig(part, metadata=about))
+        writing.write_whole(path, lambda part: figure.savefig(part, metadata=about))
 
 
+@sharding.memory_errors()
 def main(
     text,
     model_size,
@@ -189,7 +113,7 @@ def main(
     coordinator: str = None,
     n_processes=1,
     process_id=0,
-    dry_run=False,
+    dry_run: bool | str = False,
 ):
     """Trains a GPT-2 on a text, from nothing, and tells its loss on the text's last tenth, which it never learns from.
 
@@ -235,43 +159,45 @@ def main(
     settings = {name: value for name, value in locals().items() if name not in PLACE}
     check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run)
     if n_vocab is None:
-        settings["n_vocab"] = len(corpus.load(text)[0].encoder) if os.path.isdir(text) else 1024
+        settings["n_vocab"] = len(corpora.load(text)[0].encoder) if os.path.isdir(text) else 1024
     hparams = {name: settings[name] for name in utils.HPARAMS}
     if dry_run:
         flags = steps, minutes, batch_size, mesh, micro_batch_size, dtype, rematerialize, ema
         return plan.describe(dry_run, hparams, *flags)
-    gpu.join(coordinator, n_processes, process_id)
-    devices = all_devices() if mesh is None else gpu.make_mesh(mesh)
-    gpu.check_heads(n_head, devices)
+    processes.join(coordinator, n_processes, process_id)
+    devices = all_devices() if mesh is None else sharding.make_mesh(mesh)
+    sharding.check_heads(n_head, devices)
     check_divides(batch_size, devices.shape["data"], micro_batch_size)
     utils.check_name(model_size)
     folder = os.path.join(models_dir, model_size)
-    files.check_new(folder)
-    content = None if os.path.isdir(text) else files.read_text(text)
-    settings["text"] = hashlib.sha256(content.encode()).hexdigest() if content else corpus.load(text)[2]
+    writing.check_new(folder)
+    content = None if os.path.isdir(text) else reading.read_text(text)
+    settings["text"] = hashlib.sha256(content.encode()).hexdigest() if content else corpora.load(text)[2]
     check_state(folder, settings)
     encoder, learned, unseen, contents = from_text(content, settings["n_vocab"]) if content else from_corpus(text)
-    utils.check("n_vocab", settings["n_vocab"], len(encoder.encoder), hint="the corpus has as many tokens")
+    cli.check("n_vocab", settings["n_vocab"], len(encoder.encoder), hint="the corpus has as many tokens")
     check_length(unseen, n_ctx, f"the last tenth of {text}, which is to measure with,")
     rows = row_maker(encoder, learned, n_ctx, batch_size, left_out, by_blank_lines=content is not None)
-    learning, best = learner(dtype, dropout_rate > 0, rematerialize), {}
+    model, best = learner.learner(dtype, dropout_rate > 0, rematerialize), {}
 
     def loss(params, row, key):
-        return lm_loss(dropout(params, key, dropout_rate, n_ctx) if dropout_rate else params, row, n_head, learning)
+        return learner.lm_loss(
+            learner.dropout(params, key, dropout_rate, n_ctx) if dropout_rate else params, row, n_head, model
+        )
 
     def held_out(params, stride=n_ctx):
-        return held_out_loss(params, unseen, n_head, stride, batch_size, devices)
+        return learner.held_out_loss(params, unseen, n_head, stride, batch_size, devices)
 
     def save(params, history):
         best.update(params)
         if is_process_0():
-            checkpoint.save_model(plain(params), hparams, folder)
+            checkpoint.save_model(sharding.plain(params), hparams, folder)
             for name, text in contents.items():
-                files.write_text(f"{folder}/{name}", text)
+                writing.write_text(f"{folder}/{name}", text)
             save_curve(history, f"{folder}/loss.svg")
 
     history = fit(
-        gpu.by_heads(checkpoint.initial_params(**hparams, seed=seed), n_head),
+        sharding.by_heads(checkpoint.initial_params(**hparams, seed=seed), n_head),
         loss,
         rows,
         held_out,
@@ -299,9 +225,8 @@ def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
     shares = {"dropout_rate": (0.0, 0.99), "left_out": (0.0, 0.99), "ema": (0.0, 0.99999)}
     check_settings(settings, optional, **SIZES, **shares, minutes=(0.01, 1e6), weight_decay=(0.0, 100.0))
     if micro_batch_size is not None:
-        utils.check("micro_batch_size", micro_batch_size, 1, 10**6)
-    gpu.check_dtype(dtype)
-    utils.check_switch("rematerialize", rematerialize)
+        cli.check("micro_batch_size", micro_batch_size, 1, 10**6)
+    sharding.check_dtype(dtype)
     if not isinstance(dry_run, bool) and str(dry_run) not in plan.DEVICES:
         raise ValueError(f"dry_run={dry_run!r} must be one of {', '.join(plan.DEVICES)}: or write --dry_run alone")
     if (settings["steps"] is None) == (settings["minutes"] is None):
@@ -311,4 +236,4 @@ def check_flags(settings, dtype, rematerialize, micro_batch_size, dry_run):
 
 
 if __name__ == "__main__":
-    utils.run(main, "text", "model_size", "models_dir", "dtype", "mesh", "coordinator")
+    cli.run(main)

@@ -1,79 +1,79 @@
-// The model for whoever draws it: each function here asks gpt2.py, which runs in a worker, and gives a promise.
+// The interface to the model: each function here calls gpt2.py, which runs in a worker, and returns a promise.
 //
-//   const engine = new Engine({ lib, onPrint });           // lib: a folder's URL (?lib=), or null for the CDN;
-//                                                          // onPrint(text): what a source prints
-//   const model = await engine.load(onProgress);           // onProgress(megabytes, total, stage), at once and often;
+//   const engine = new Engine({ lib, onPrint });           // lib: the URL of a folder (?lib=), or null for the CDN;
+//                                                          // onPrint(text): called with what a source prints
+//   const model = await engine.load(onProgress);           // onProgress(megabytes, total, stage), called often;
 //                                                          // stage: "files", "python", "model"
 //   model = { source,                                      // the text of the repository's gpt2.py
-//             breaks: [{ name, edits: [[old, new], ...] }],  // breaks.json: texts to put in place of texts in it
+//             breaks: [{ name, edits: [[old, new], ...] }],  // breaks.json: replacements of parts of the source
 //             hparams: { n_vocab, n_ctx, n_embd, n_head, n_layer },
-//             vocabulary: [{ text, bytes: "e5 8b", parts: [id, id] | null, rank }] }  // by id. text: "·the", "⏎";
-//                                                          // parts: the two tokens that were merged; rank: when
+//             vocabulary: [{ text, bytes: "e5 8b", parts: [id, id] | null, rank }] }  // by id; text: "·the", "⏎";
+//                                                          // parts: the two tokens merged into it; rank: of the merge
 //
-// A prompt is a text, or a list of ids. settings = { temperature, top_k, top_p, seed }, null or absent as in gpt2.py.
+// A prompt is a text or a list of ids. settings = { temperature, top_k, top_p, seed }; null or absent as in gpt2.py.
 //
 //   await engine.analyse(prompt, settings) = {
 //     ids: [..], n,                                        // n tokens, at most n_ctx
-//     fresh,                                               // how many of them were computed anew
-//     before, tempered, after: Float32Array(n_vocab),      // of the next token: at temperature 1; at the temperature;
-//                                                          // after top_k and top_p too, what is drawn from (0: cut off)
-//     heads,                                               // how many: n_head, but for an edited source
+//     fresh,                                               // the number of tokens that were not cached
+//     before, tempered, after: Float32Array(n_vocab),      // probabilities of the next token: at temperature 1; at the
+//                                                          // temperature; after top_k and top_p as well (0: cut off)
+//     heads,                                               // their number: n_head, unless an edited source differs
 //     weights: Uint8Array(n_layer * heads * n * n) | null, // round(255 * sqrt(w)), [layer][head][query][key]
 //     lens,                                                // of the last token, see below
 //     milliseconds }                                       // in the worker
-//   await engine.lens(prompt, token) = [n_layer lists of { id, p }] | null  // what each block would say after a token
+//   await engine.lens(prompt, token) = [n_layer lists of { id, p }] | null  // the predictions after each block
 //   await engine.steps(prompt, { layer, head, token }) = [  // one token through one block, in the order of gpt2.py
 //     { name, in, shape: [..], row: Float32Array, all: Float32Array | null }, ...]
 //       name: x, ln_1, q, k, v, scores, mask, weights, mixed, heads, mha, residual, ln_2, c_fc, gelu, ffn, out
 //       in: the function of gpt2.py that computes it; shape: of the whole array;
-//       row: the token's (and head's) part; all: for k and v, the rows of the tokens that the head can look at
-//       A step that an edited source does not have is absent.
+//       row: the part for the token (and head); all: for k and v, the rows of all tokens that the token can see
+//       Steps that an edited source does not have are absent.
 //   await engine.generate(prompt, { ...settings, n }, onToken) = { ids, reason }
-//       onToken({ id, text, ids }): text is what the token adds, which may be "" in the middle of a character;
+//       onToken({ id, text, ids }): text is what the token adds, possibly "" in the middle of a character;
 //       ids: prompt and new ids so far. reason: "length", "end" (<|endoftext|>), "context" (n_ctx is full), "stopped".
-//       With n = 1 it is a step. Other calls may be made meanwhile.
-//   await engine.stop() = { restarted }                    // ends whatever runs: a run of generate by asking; where
-//       that does not help within 1.5 seconds, the worker is ended and another one started (1 to 3 s), with the
-//       repository's gpt2.py. What was waited for fails with the code "stopped"; generate gives what it has.
+//       Other calls are answered in the meantime.
+//   await engine.stop() = { restarted }                    // stops all calls. If one does not stop within 1.5 seconds,
+//       the worker is replaced by a new one (1 to 3 s), which runs the repository's gpt2.py. Pending calls fail with
+//       the code "stopped"; generate returns the tokens it has.
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
-//       repository's own. Fails with the code "python" where it does not run; what ran before then goes on.
-//   await engine.heldOutLoss() = number | null             // nats a token, first 256 held-out tokens; null: no number
+//       repository's. If it does not run, fails with the code "python" and keeps the previous source.
+//   await engine.heldOutLoss() = number | null             // nats per token, first 256 held-out tokens; null: not finite
 //   await engine.check(source, only, onFinding, language)
 //       = { report, findings: [{ function, status, mistakes, text, line }] }
-//       What tutorial/check.py says of a source; only: the name of one function, or null; language: of the texts, "en"
-//       or "zh". status: right, wrong, to do, waits. A second worker does it, so the first goes on. A newer check ends an
-//       older one (code "stopped").
+//       The findings of tutorial/check.py; only: the name of one function, or null; language: of the texts, "en" or
+//       "zh"; status: right, wrong, to do, waits. Uses a second worker, so the first stays available. A new check stops
+//       an older one (code "stopped").
 //
-//   await engine.keepOffline() = true | false              // the service worker keeps all that this page has loaded, or
-//       there is none; Python's memory is kept as it is after its start, for the next one
+//   await engine.keepOffline() = true | false              // caches everything the page has loaded, if a service worker
+//       is available, and a snapshot of Python's memory after its start, for a faster start next time
 //
-// Errors are EngineErrors; the page puts code into words, with detail in them: no-wasm; file (opened from a disk);
-// cannot-load (detail: URL); python (detail: { line, message }: the source's error, or a refusal of gpt2.py's with line
-// null); too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
+// All errors are EngineErrors, to which texts.mjs adds the words: no-wasm; file (opened from disk); cannot-load (detail:
+// URL); python (detail: { line, message }: an error of the source, or one that gpt2.py raises, with line null);
+// too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
-// await loadEditor(lib) = { state, view, language, commands, python, highlight }: CodeMirror 6's modules.
+// await loadEditor(lib) = { state, view, language, commands, python, highlight }: the modules of CodeMirror 6.
 //
-// What tests look for in index.html:
-//   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (a child with data-id for
-//   each token), #bars (a child with data-id, data-before, data-after for each bar; class "cut" where after is 0),
+// The tests expect in index.html:
+//   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (one child with data-id
+//   per token), #bars (one child with data-id, data-before, data-after per bar; class "cut" where after is 0),
 //   #temperature, #top_k, #top_p (range inputs), #step, #run (buttons; aria-pressed while it runs), #stop,
-//   #heads (buttons with data-layer, data-head), #lens, #steps, #source (CodeMirror's place), #apply ("run my version"),
-//   #reset, #loss (data-loss: the number), [data-break=NAME] (buttons, aria-pressed while in force), #error (role=alert,
+//   #heads (buttons with data-layer, data-head), #lens, #steps, #source (contains CodeMirror), #apply ("run my version"),
+//   #reset, #loss (data-loss: the number), [data-break=NAME] (buttons, aria-pressed while active), #error (role=alert,
 //   data-line), #check (button), #findings, #language, #link. window.engine: the Engine.
 //
-// What an edited source can reach. It is Python that can call all of JavaScript, so nothing is hidden from it; it runs
-// where there is nothing to find. The worker is a data: URL in a frame with sandbox="allow-scripts", so it has an origin
-// of its own, that nobody else has: no storage, no cookies, no DOM, no other page. The frame's Content-Security-Policy
-// allows no connections and no scripts but data: ones, and the worker inherits it: no network, by fetch, WebSocket,
-// import() or otherwise. All bytes that it needs are fetched here, and sent. What it sends back is numbers and text to
-// draw. It may compute for ever or eat memory; then the frame is removed. The memory of Python that is kept for the next
-// visit is of the time before any edited source.
+// What an edited source can reach: Python in the browser can call any JavaScript, so the source is not restricted but
+// isolated. The worker is a data: URL in a frame with sandbox="allow-scripts", so it has a unique origin: no storage,
+// cookies, DOM or other pages. The frame's Content-Security-Policy allows no connections and only data: scripts, and the
+// worker inherits it: no network through fetch, WebSocket, import() or anything else. The page fetches all bytes and
+// sends them; it gets numbers and text back, to draw. If the source never ends or exhausts memory, the frame is removed.
+// The snapshot of Python's memory is taken before any edited source runs.
 
 const ROOT = new URL("../", import.meta.url);
 const CDN = "https://cdn.jsdelivr.net/";
 const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index",
   "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
-const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "beyond/__init__.py", "beyond/files.py", "beyond/attention.py",
+const SOURCES = ["gpt2.py", "encoder.py", "utils.py", "cli.py", "beyond/__init__.py", "beyond/attention.py",
+  ...["__init__.py", "reading.py", "runs.py", "writing.py"].map((name) => `beyond/files/${name}`),
   "page/live.py", "page/breaks.json", ...MODEL];
 const CHECKER = ["check.py", "check.zh.json", "inputs.py", "judge.py", "mistakes.py"].map((name) => `tutorial/${name}`);
 const POLICY = "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval' data:; worker-src data:";
@@ -81,7 +81,7 @@ const FRAME = `<meta http-equiv="Content-Security-Policy" content="${POLICY}"><s
 onmessage = ({ data, ports }) => {
   const worker = new Worker(data, { type: "module" });
   const [port] = ports, { port1, port2 } = new MessageChannel();
-  worker.onerror = (event) => port.postMessage({ fails: event.message || "the worker cannot start" });
+  worker.onerror = (event) => port.postMessage({ failure: event.message || "the worker cannot start" });
   worker.postMessage(null, [ports[1]]);
 };
 </script>`;
@@ -95,10 +95,10 @@ export class EngineError extends Error {
 
 // --- files ---
 
-// A digest as fetch wants it: in base64 instead of hexadecimal.
+// A hexadecimal digest in the form that fetch expects, base64.
 const integrity = (hex) => `sha256-${btoa(String.fromCharCode(...hex.match(/../g).map((byte) => parseInt(byte, 16))))}`;
 
-// The bytes of a URL; where a digest is given, no others. onBytes(n) is called as they come.
+// The bytes of a URL, checked against a digest if there is one. onBytes(n) is called for each part received.
 async function fetchBytes(url, sha256, onBytes = () => {}) {
   try {
     const response = await fetch(url, sha256 ? { integrity: integrity(sha256) } : {});
@@ -118,13 +118,13 @@ async function fetchBytes(url, sha256, onBytes = () => {}) {
 
 const textOf = (bytes) => new TextDecoder().decode(bytes);
 
-let table; // lib.json: what comes from the CDN or from lib, with sizes and digests
+let table; // lib.json: the files from the CDN or lib, with sizes and digests
 async function libraries() {
   table ??= fetchBytes(new URL("lib.json", import.meta.url)).then((bytes) => JSON.parse(textOf(bytes)));
   return table;
 }
 
-function placeOf(one, lib) {
+function addressOf(one, lib) {
   return lib ? new URL(one.name, new URL(lib.replace(/\/?$/, "/"), location.href)) : new URL(one.cdn, CDN);
 }
 
@@ -132,10 +132,10 @@ export async function loadEditor(lib) {
   const named = (one) => one.cdn.replace(/^npm\/|@[\d.]+\/.*$/g, ""); // npm/@lezer/lr@1.4.12/dist/index.js is @lezer/lr
   const modules = new Map();
   await Promise.all((await libraries()).filter((one) => one.name.endsWith(".js")).map(async (one) => {
-    modules.set(named(one), textOf(await fetchBytes(placeOf(one, lib), one.sha256)));
+    modules.set(named(one), textOf(await fetchBytes(addressOf(one, lib), one.sha256)));
   }));
   const urls = new Map();
-  const urlOf = (name) => { // each module with the URLs of those that it imports in place of their names
+  const urlOf = (name) => { // of a module whose imports are replaced by URLs
     if (!urls.has(name)) {
       const text = modules.get(name).replace(/(\bfrom\s*)(["'])([\w@/-]+)\2/g, (all, from, quote, other) =>
         modules.has(other) ? `${from}"${urlOf(other)}"` : all);
@@ -149,33 +149,33 @@ export async function loadEditor(lib) {
   return Object.fromEntries(found);
 }
 
-// Where the memory of this very Python is kept, once it has started: a browser goes on from there in a tenth of the time.
+// The cache for a snapshot of Python's memory after its start, with which the next start takes a tenth of the time.
 const SNAPSHOTS = "picogpt-python";
 
-async function placeOfSnapshot(program) {
-  const made = new TextEncoder().encode(program + JSON.stringify(await libraries()));
-  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", made));
+async function snapshotAddress(program) {
+  const identity = new TextEncoder().encode(program + JSON.stringify(await libraries()));
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", identity));
   return new URL(`snapshot-${Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("")}`, import.meta.url);
 }
 
 async function findSnapshot(program) { // its bytes, or null
   try {
-    const kept = await (await caches.open(SNAPSHOTS)).match(await placeOfSnapshot(program));
-    return kept ? await new Response(kept.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer() : null;
+    const cached = await (await caches.open(SNAPSHOTS)).match(await snapshotAddress(program));
+    return cached ? await new Response(cached.body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer() : null;
   } catch {
-    return null; // a browser has such a place on https and localhost alone
+    return null; // browsers have caches on https and localhost only
   }
 }
 
 async function keepSnapshot(program, bytes) {
   const packed = await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream("gzip"))).blob();
-  await caches.delete(SNAPSHOTS); // of another version
-  await (await caches.open(SNAPSHOTS)).put(await placeOfSnapshot(program), new Response(packed));
+  await caches.delete(SNAPSHOTS); // of older versions
+  await (await caches.open(SNAPSHOTS)).put(await snapshotAddress(program), new Response(packed));
 }
 
 // --- a worker ---
 
-// A frame with a worker, and the calls to it that are not answered yet.
+// A frame with a worker, and its pending calls.
 class PythonWorker {
   constructor(program, onMessage) {
     this.calls = new Map();
@@ -185,11 +185,11 @@ class PythonWorker {
     const properties = { srcdoc: FRAME, title: "Python", tabIndex: -1, ariaHidden: true };
     this.frame = Object.assign(document.createElement("iframe"), properties);
     this.frame.sandbox = "allow-scripts";
-    // a pixel, as a frame that is not shown at all may get less of the processor
+    // one pixel, as browsers may throttle a frame that is not visible
     this.frame.style = "position: fixed; bottom: 0; right: 0; width: 1px; height: 1px; border: 0; opacity: 0.01";
     this.frame.onload = () => this.frame.contentWindow.postMessage(program, "*", [toFrame.port2, toWorker.port2]);
     document.body.append(this.frame);
-    toFrame.port1.onmessage = ({ data }) => this.runs || this.end(new EngineError("broken", String(data.fails)));
+    toFrame.port1.onmessage = ({ data }) => this.running || this.end(new EngineError("broken", String(data.failure)));
     this.port = toWorker.port1;
     this.port.onmessage = ({ data }) => this.receive(data);
   }
@@ -218,15 +218,15 @@ class PythonWorker {
     this.port.postMessage({ file, bytes }, transfer);
   }
 
-  // Asks what runs to end, and gives whether it has, within PATIENCE; what is asked for later does not count.
+  // Stops the calls that are pending now; returns whether they end within PATIENCE.
   async stop() {
-    const asked = [...this.calls.values()].map(({ answer }) => answer);
+    const pending = [...this.calls.values()].map(({ answer }) => answer);
     for (const id of this.calls.keys()) this.port.postMessage({ stop: id });
     const patience = new Promise((resolve) => setTimeout(resolve, PATIENCE, false));
-    return Promise.race([Promise.allSettled(asked).then(() => true), patience]);
+    return Promise.race([Promise.allSettled(pending).then(() => true), patience]);
   }
 
-  end(error) { // what was waited for fails
+  end(error) { // pending calls fail
     this.ended = true;
     this.frame.remove();
     this.port.close();
@@ -237,41 +237,41 @@ class PythonWorker {
 
 // --- the model ---
 
-const ABOUT = 11.9e6; // bytes of our own files, until it is known
-const PATIENCE = 1500; // milliseconds until a worker that does not answer to stop is ended
+const ESTIMATE = 11.9e6; // bytes of our own files, until the total is known
+const PATIENCE = 1500; // milliseconds before a worker that does not stop is ended
 
 export class Engine {
   constructor({ lib = null, onPrint = () => {} } = {}) {
-    Object.assign(this, { lib, onPrint, files: new Map(), libraries: [], tell: () => {} });
-    this.seconds = 20; // that a function may take while it is checked, as in tutorial/check.py
+    Object.assign(this, { lib, onPrint, files: new Map(), libraries: [], report: () => {} });
+    this.seconds = 20; // the time limit for each function that is checked, as in tutorial/check.py
   }
 
   async load(onProgress = () => {}) {
     if (location.protocol === "file:") throw new EngineError("file");
     if (typeof WebAssembly !== "object") throw new EngineError("no-wasm");
-    const now = { had: 0, total: ABOUT, stage: "files" };
+    const now = { loaded: 0, total: ESTIMATE, stage: "files" };
     let next = "python";
-    this.tell = (change = {}) => {
-      Object.assign(now, change, { had: now.had + (change.more ?? 0) });
-      onProgress(now.had / 1e6, Math.max(now.had, now.total) / 1e6, now.stage);
+    this.report = (change = {}) => {
+      Object.assign(now, change, { loaded: now.loaded + (change.more ?? 0) });
+      onProgress(now.loaded / 1e6, Math.max(now.loaded, now.total) / 1e6, now.stage);
     };
-    this.tell();
-    for (const name of ["page/worker.mjs", ...SOURCES]) this.file(name); // all at once, as each may take its time
+    this.report();
+    for (const name of ["page/worker.mjs", ...SOURCES]) this.file(name); // in parallel
     this.libraries = (await libraries()).filter((one) => !one.name.endsWith(".js"));
-    this.tell({ total: ABOUT + this.libraries.reduce((sum, one) => sum + one.bytes, 0) });
+    this.report({ total: ESTIMATE + this.libraries.reduce((sum, one) => sum + one.bytes, 0) });
     this.worker = await this.spawn(SOURCES, (stage) => {
       next = stage;
-      if (now.stage !== "files") this.tell({ stage });
+      if (now.stage !== "files") this.report({ stage });
     }, (snapshot) => { this.snapshot = snapshot; });
     try {
       await Promise.all([...this.files.values()]);
-      this.tell({ total: now.had, stage: next });
+      this.report({ total: now.loaded, stage: next });
       return await this.worker.started;
     } catch (error) {
       this.worker.end(error);
       throw error;
     } finally {
-      this.tell = () => {};
+      this.report = () => {};
     }
   }
 
@@ -279,30 +279,30 @@ export class Engine {
   file(name) {
     if (!this.files.has(name)) {
       const one = this.libraries.find((other) => other.name === name);
-      const [url, sha256] = one ? [placeOf(one, this.lib), one.sha256] : [new URL(name, ROOT), null];
-      const bytes = fetchBytes(url, sha256, (more) => this.tell({ more }));
-      bytes.catch(() => this.files.delete(name)); // it may be there another time
+      const [url, sha256] = one ? [addressOf(one, this.lib), one.sha256] : [new URL(name, ROOT), null];
+      const bytes = fetchBytes(url, sha256, (more) => this.report({ more }));
+      bytes.catch(() => this.files.delete(name)); // the next attempt may succeed
       this.files.set(name, bytes);
     }
     return this.files.get(name);
   }
 
-  // A worker with these of our files; it starts while they come.
-  async spawn(sources, onSay, onSnapshot = () => {}) {
+  // A worker with these files of ours; it starts while they load.
+  async spawn(sources, onReport, onSnapshot = () => {}) {
     const names = this.libraries.map((one) => one.name);
     for (const name of names) this.file(name);
     const program = textOf(await this.file("page/worker.mjs"));
     const worker = new PythonWorker(`data:text/javascript,${encodeURIComponent(program)}`, (data) => {
       if (data.print !== undefined) this.onPrint(data.print);
-      else if (!data.snapshot) onSay(data.says);
-      else if (!worker.runs) onSnapshot(data.snapshot); // later it could be a reader's source that sends one
+      else if (!data.snapshot) onReport(data.reports);
+      else if (!worker.running) onSnapshot(data.snapshot); // a later one could come from an edited source
     });
     findSnapshot(program).then((bytes) => worker.send("snapshot", bytes, bytes ? [bytes] : []));
     for (const name of [...names, ...sources]) {
       this.file(name).then((bytes) => worker.send(name, bytes), (error) => worker.end(error));
     }
     worker.started = worker.call("start", [{ wheels: names.filter((name) => name.endsWith(".whl")), sources }]);
-    worker.started.then(() => (worker.runs = true), () => {}); // whoever waits for it gets the error
+    worker.started.then(() => (worker.running = true), () => {}); // callers that await it get the error
     return worker;
   }
 
@@ -314,13 +314,13 @@ export class Engine {
       return await worker.call(name, args, onEvent);
     } catch (error) {
       if (error.code !== "broken" || worker !== this.worker) throw error;
-      this.restart(this.source); // a source can bring Python itself down, by endless recursion for one
+      this.restart(this.source); // a source can crash Python itself, for example by endless recursion
       const [reason] = String(error.detail).split("\n");
-      throw new EngineError("python", { line: null, message: `Python broke down, and starts again: ${reason}` });
+      throw new EngineError("python", { line: null, message: `Python crashed and is being restarted: ${reason}` });
     }
   }
 
-  // Another worker in place of this one; whatever waits for it fails.
+  // Replaces the worker; pending calls fail.
   restart(source = null) {
     this.worker.end(new EngineError("stopped"));
     this.source = source;
@@ -383,26 +383,26 @@ export class Engine {
     return { restarted: true };
   }
 
-  // Keeps all that this page has loaded, and how Python has started; gives whether the service worker has it.
+  // Caches everything the page has loaded and the snapshot; returns whether the service worker has cached it.
   async keepOffline() {
-    if (!navigator.serviceWorker) return false; // a browser has it on https and localhost alone
+    if (!navigator.serviceWorker) return false; // browsers have it on https and localhost only
     await navigator.serviceWorker.register(new URL("sw.js", import.meta.url));
     const { active } = await navigator.serviceWorker.ready;
     const resources = performance.getEntriesByType("resource").map((entry) => entry.name);
     const loaded = resources.filter((url) => url.startsWith("http"));
     const { port1, port2 } = new MessageChannel();
-    const kept = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
+    const cached = new Promise((resolve) => (port1.onmessage = ({ data }) => resolve(data)));
     active.postMessage({ keep: [...new Set([location.href.split("#")[0], ...loaded])] }, [port2]);
     if (this.snapshot) await keepSnapshot(textOf(await this.file("page/worker.mjs")), this.snapshot);
-    this.snapshot &&= null; // undefined: Python went on from one that was kept
-    return kept;
+    this.snapshot &&= null; // undefined: Python started from a cached one
+    return cached;
   }
 
-  // As check_file of tutorial/check.py does it with processes: where a function does not come back, the worker is ended,
-  // and another one does the same without that function.
+  // Like check_file of tutorial/check.py, which uses processes: if a function does not return, the worker is ended, and
+  // another one repeats the check without that function.
   async check(source, only = null, onFinding = () => {}, language = "en") {
     const serial = (this.checks = (this.checks ?? 0) + 1);
-    this.giveUp?.();
+    this.abandon?.();
     for (const skip = []; ;) {
       const checker = await this.idleChecker();
       if (serial !== this.checks) throw new EngineError("stopped");
@@ -412,27 +412,27 @@ export class Engine {
         timer = setTimeout(() => checker.end(new EngineError("slow")), 1000 * this.seconds);
         tried = name;
       };
-      this.giveUp = () => checker.end(new EngineError("stopped"));
+      this.abandon = () => checker.end(new EngineError("stopped"));
       try {
         const args = [source, only, skip, this.seconds, language];
         return await checker.call("check", args, ({ finding }) => onFinding(finding));
       } catch (error) {
         if (error.code !== "slow") throw error;
         if (tried === "the file" || skip.includes(tried)) {
-          const message = `${tried} is not done after ${this.seconds} seconds`;
+          const message = `${tried} did not finish within ${this.seconds} seconds`;
           throw new EngineError("python", { line: null, message });
         }
         skip.push(tried);
       } finally {
         clearTimeout(timer);
-        this.giveUp = null;
+        this.abandon = null;
       }
     }
   }
 
   async idleChecker() {
-    const known = this.checker, worker = await known;
-    if (known === this.checker && (!worker || worker.ended)) {
+    const current = this.checker, worker = await current;
+    if (current === this.checker && (!worker || worker.ended)) {
       this.checker = this.spawn([...SOURCES, ...CHECKER], (name) => this.onTry?.(name));
     }
     const checker = await this.checker;

@@ -16,7 +16,8 @@ import tarfile
 import tempfile
 import zipfile
 
-from beyond import files
+from beyond.files import writing
+import cli
 import utils
 
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib.json")
@@ -108,10 +109,10 @@ def main(out="lib", source=CDN):
                         f"{one['name']} from {source} {problem}: it was not kept; try again, or another source"
                     )
 
-            files.write_whole(path, write)
+            writing.write_whole(path, write)
     size = sum(one["bytes"] for one in table) / 1e6
     return f"{out}: {len(table)} files, {size:.1f} MB, {len(wanted)} of them new"
 
 
 if __name__ == "__main__":
-    utils.run(main, "out", "source")
+    cli.run(main)

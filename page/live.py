@@ -18,6 +18,7 @@ import types
 import numpy as np
 
 from beyond.attention import visible
+import cli
 from encoder import to_bytes
 import utils
 
@@ -178,16 +179,16 @@ class Version:
 
 
 def ids_of(prompt):
-    ids = utils.encode_prompt(encoder, prompt) if isinstance(prompt, str) else prompt
+    ids = cli.encode_prompt(encoder, prompt) if isinstance(prompt, str) else prompt
     if len(ids) > n_ctx:
         raise TooLongError({"n": len(ids), "n_ctx": n_ctx})
-    utils.check_inputs(ids, params, 0)
+    cli.check_inputs(ids, params, 0)
     return list(ids)
 
 
 def options_of(settings):
     options = settings.get("temperature") or 0, settings.get("top_k"), settings.get("top_p"), settings.get("seed")
-    utils.check_options(0, *options)
+    cli.check_options(0, *options)
     return options
 
 
@@ -314,7 +315,7 @@ def steps_of(version, block, x, head, token):
 def generate(prompt, settings, n):
     """Yields each new id with the text that it adds, whole characters only."""
     ids, options = ids_of(prompt), options_of(settings)
-    utils.check("n", n, 0)
+    cli.check("n", n, 0)
     yield {"ids": ids}
     n_new, room = 0, min(n, n_ctx - len(ids))
     new_ids, same = itertools.tee(version.next_ids(ids, room, *options))
@@ -365,9 +366,9 @@ def check(source, only, skip, seconds, language):
     except ValueError as error:
         raise ValueError(words(str(error))) from None
     mine, found = dict(namespace), {}
-    text = f"It is not done after {seconds} seconds: does a loop never end?"
+    text = f"It did not finish within {seconds} seconds: is there an infinite loop?"
     for name in skip:
-        found[name] = Finding(name, "wrong", ["time"], words(text)), None
+        found[name] = Finding(name, "wrong", ["timeout"], words(text)), None
     for finding in findings_of(namespace, inputs(params, n_head), only, skip, say):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None

@@ -124,7 +124,7 @@ def models_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def short_models_dir(tmp_path_factory):
     """A folder with a model "short", the beginning of shakespeare, which is compiled in a third of the time."""
-    from beyond import checkpoint
+    from beyond.formats import checkpoint
     import utils
 
     folder = tmp_path_factory.mktemp("short")

@@ -1,7 +1,7 @@
-"""Two learners, who write the same functions in their own ways, and the mistakes that they make.
+"""Two learners who write the same functions in different ways, and the mistakes they make.
 
-ONE writes plain expressions and goes through the heads in a loop. OTHER works in place, on all heads at once, with a
-cache. MADE[function][mistake] is [(learner, old, new, old, new, ...), ...]: where, and what is written instead.
+ONE writes plain expressions and loops over the heads. OTHER works in place, on all heads at once, with a cache.
+MADE[function][mistake] is [(learner, old, new, old, new, ...), ...]: the replacements that make the mistake.
 """
 
 ONE = """
@@ -190,18 +190,18 @@ MADE = {
             (ONE, TANH, "x * (1 / (1 + np.exp(-x)))"),
             (OTHER, "    y *= 0.5\n", "    y = x * 0.5 * (np.tanh(x / 2) + 1)\n"),
         ],
-        "no half": [(ONE, TANH, TANH[:-4]), (OTHER, "    y *= 0.5\n", "")],
+        "no 0.5": [(ONE, TANH, TANH[:-4]), (OTHER, "    y *= 0.5\n", "")],
         "no x": [(ONE, "return x * (np", "return (np"), (OTHER, "    y *= x\n    y *= 0.5", "    y *= 0.5")],
         "no 1 +": [(ONE, "(np.tanh(inner) + 1)", "np.tanh(inner)"), (OTHER, "    y += 1\n", "")],
-        "constant": [(ONE, "0.044715", "0.44715"), (OTHER, "0.044715", "0.004471500")],
-        "cube": [
+        "wrong constant": [(ONE, "0.044715", "0.44715"), (OTHER, "0.044715", "0.004471500")],
+        "wrong cube": [
             (ONE, "np.power(x, 3)", "np.power(x, 2)"),
             (OTHER, "    y += x\n", ""),
             (ONE, " + 0.044715 * np.power(x, 3)", ""),
             (ONE, "0.044715 * np.power(x, 3)", "np.power(0.044715 * x, 3)"),
             (OTHER, "    y *= x\n    y *= 0.0", "    y *= 0.0"),
         ],
-        "factor": [
+        "wrong factor": [
             (ONE, "math.sqrt(2 / math.pi)", "(2 / math.pi)"),
             (OTHER, "(2 / np.pi) ** 0.5", "2 ** 0.5 / np.pi"),
             (ONE, "math.sqrt(2 / math.pi) * ", ""),
@@ -210,16 +210,16 @@ MADE = {
     },
     "softmax": {
         "no maximum": [(ONE, "np.exp(x - biggest)", "np.exp(x)"), (OTHER, "x - x.max(-1, keepdims=True)", "x.copy()")],
-        "one maximum for all": [
+        "one maximum for all rows": [
             (ONE, "np.max(x, axis=-1, keepdims=True)", "np.max(x)"),
             (OTHER, "x.max(-1, keepdims=True)", "x.max()"),
         ],
-        "axis": [
+        "wrong axis": [
             (ONE, "axis=-1", "axis=0"),
             (OTHER, "(-1, keep", "(0, keep"),
             (ONE, "np.sum(powers, axis=-1", "np.sum(powers, axis=0"),
         ],
-        "one sum for all": [
+        "one sum for all rows": [
             (ONE, "np.sum(powers, axis=-1, keepdims=True)", "np.sum(powers)"),
             (OTHER, "y.sum(-1, keepdims=True)", "y.sum()"),
         ],
@@ -228,7 +228,7 @@ MADE = {
             (ONE, " / np.sum(powers, axis=-1, keepdims=True)", ""),
             (OTHER, "    y /= y.sum(-1, keepdims=True)\n", ""),
         ],
-        "logarithm": [
+        "log_softmax": [
             (
                 ONE,
                 "return powers / np.sum(powers, axis=-1, keepdims=True)",
@@ -240,11 +240,11 @@ MADE = {
     },
     "layer_norm": {
         "no eps": [(ONE, "(variance + eps)", "variance"), (OTHER, " + eps", "")],
-        "eps outside": [
+        "eps outside the root": [
             (ONE, "(variance + eps) ** 0.5", "(variance ** 0.5 + eps)"),
             (OTHER, " + eps)", ") + eps", "y /= np.sqrt", "y /= 1 * np.sqrt"),
         ],
-        "another eps": [(ONE, "eps=1e-5", "eps=1e-6"), (OTHER, "+ eps", "+ 1e-12")],
+        "wrong eps": [(ONE, "eps=1e-5", "eps=1e-6"), (OTHER, "+ eps", "+ 1e-12")],
         "ddof": [
             (
                 ONE,
@@ -253,14 +253,14 @@ MADE = {
             ),
             (OTHER, "(y * y).mean(-1, keepdims=True)", "y.var(-1, ddof=1, keepdims=True)"),
         ],
-        "no root": [(ONE, "(variance + eps) ** 0.5", "(variance + eps)"), (OTHER, "np.sqrt", "")],
-        "no variance": [
+        "no square root": [(ONE, "(variance + eps) ** 0.5", "(variance + eps)"), (OTHER, "np.sqrt", "")],
+        "no standard deviation": [
             (ONE, " / (variance + eps) ** 0.5", ""),
             (OTHER, "    y /= np.sqrt((y * y).mean(-1, keepdims=True) + eps)\n", ""),
         ],
         "no mean": [(ONE, "((x - mean) /", "(x /"), (OTHER, "    y /= np.sqrt((y * y)", "    y = x / np.sqrt((y * y)")],
         "mean of squares": [(ONE, "(x - mean) ** 2", "x ** 2"), (OTHER, "(y * y)", "(x * x)")],
-        "axis": [(ONE, "axis=-1", "axis=0"), (OTHER, "(-1, keepdims=True)", "()")],
+        "wrong axis": [(ONE, "axis=-1", "axis=0"), (OTHER, "(-1, keepdims=True)", "()")],
         "no keepdims": [(ONE, ", keepdims=True", ""), (OTHER, "(-1, keepdims=True)", "(-1)")],
         "g and b swapped": [(ONE, "g * ((", "b * ((", ") + b", ") + g"), (OTHER, "*= g", "*= b", "+= b", "+= g")],
         "no g or b": [(ONE, "g * ((", "((", ") + b", ")"), (OTHER, "    y *= g\n", ""), (OTHER, "    y += b\n", "")],
@@ -277,7 +277,7 @@ MADE = {
             (ONE, "np.matmul(x, w) + b", "np.matmul(x + b, w)"),
             (OTHER, "    y = x.dot(w)\n    y += b\n", "    y = (x + b).dot(w)\n"),
         ],
-        "not a matrix product": [(ONE, "np.matmul(x, w)", "x * w"), (OTHER, "x.dot(w)", "np.multiply(x, w)")],
+        "elementwise product": [(ONE, "np.matmul(x, w)", "x * w"), (OTHER, "x.dot(w)", "np.multiply(x, w)")],
     },
     "ffn": {
         "no gelu": [(ONE, "gelu(up)", "up"), (OTHER, "    h = gelu(h)\n", "")],
@@ -293,7 +293,7 @@ MADE = {
             (ONE, "linear(x,", "linear(gelu(x),", "gelu(up)", "up"),
             (OTHER, "    h = gelu(h)\n    h = linear(h, **c_proj)\n", "    h = linear(h, **c_proj)\n    h = gelu(h)\n"),
         ],
-        "layers exchanged": [
+        "layers swapped": [
             (
                 ONE,
                 'x, c_fc["w"], c_fc["b"]',
@@ -315,7 +315,7 @@ MADE = {
     "attention": {
         "no scale": [(ONE, " / math.sqrt(d)", ""), (OTHER, "    s /= q.shape[-1] ** 0.5\n", "")],
         "scale by d": [(ONE, "math.sqrt(d)", "d"), (OTHER, "q.shape[-1] ** 0.5", "k.shape[-1]")],
-        "scale multiplies": [(ONE, "/ math.sqrt(d)", "* math.sqrt(d)"), (OTHER, "s /= q", "s *= q")],
+        "scale multiplied": [(ONE, "/ math.sqrt(d)", "* math.sqrt(d)"), (OTHER, "s /= q", "s *= q")],
         "scale by n": [(ONE, "d = q.shape[-1]", "d = len(q)"), (OTHER, "q.shape[-1]", "k.shape[-2]")],
         "scale after softmax": [
             (ONE, " / math.sqrt(d)", "", "return np.matmul(weights, v)", "return np.matmul(weights / math.sqrt(d), v)"),
@@ -332,7 +332,7 @@ MADE = {
             (ONE, "softmax(scores + mask)", "softmax(scores) + mask"),
             (OTHER, "    s += mask\n    s = softmax(s)\n", "    s = softmax(s)\n    s += mask\n"),
         ],
-        "mask multiplies": [(ONE, "scores + mask", "scores * mask"), (OTHER, "s += mask", "s *= mask")],
+        "mask multiplied": [(ONE, "scores + mask", "scores * mask"), (OTHER, "s += mask", "s *= mask")],
         "mask subtracted": [(ONE, "scores + mask", "scores - mask"), (OTHER, "s += mask", "s -= mask")],
         "softmax over queries": [
             (ONE, "softmax(scores + mask)", "np.swapaxes(softmax(np.swapaxes(scores + mask, -1, -2)), -1, -2)"),
@@ -347,14 +347,14 @@ MADE = {
             (ONE, "np.matmul(q, np.swapaxes(k, -1, -2))", "np.matmul(k, np.swapaxes(q, -1, -2))"),
             (OTHER, "...qd,...kd->...qk", "...qd,...kd->...kq"),
         ],
-        "k for v": [(ONE, "(weights, v)", "(weights, k)"), (OTHER, "s, v)", "s, k)")],
+        "k instead of v": [(ONE, "(weights, v)", "(weights, k)"), (OTHER, "s, v)", "s, k)")],
     },
     "mha": {
         "no mask": [
             (ONE, "-1e10, 0)", "0, 0)"),
             (OTHER, "mask = np.triu(np.full((n, past + n), -1e10, x.dtype), past + 1)", "mask = 0"),
         ],
-        "mask turned round": [
+        "mask reversed": [
             (ONE, "key > query", "key < query"),
             (
                 OTHER,
@@ -364,7 +364,7 @@ MADE = {
         ],
         "mask positive": [(ONE, "-1e10", "1e10"), (OTHER, "-1e10", "1e10")],
         "mask too small": [(ONE, "-1e10", "-1"), (OTHER, "-1e10", "-10")],
-        "mask nan": [
+        "mask is nan": [
             (ONE, "np.where(key > query, -1e10, 0)", "((key > query) * -np.inf)"),
             (
                 OTHER,
@@ -373,16 +373,16 @@ MADE = {
             ),
         ],
         "mask hides the token itself": [(ONE, "key > query", "key >= query"), (OTHER, "past + 1)", "past)")],
-        "mask sees one ahead": [(ONE, "key > query", "key > query + 1"), (OTHER, "past + 1)", "past + 2)")],
+        "mask off by one": [(ONE, "key > query", "key > query + 1"), (OTHER, "past + 1)", "past + 2)")],
         "q and k swapped": [
             (ONE, QKV, QKV.replace("q, k, v", "k, q, v")),
             (OTHER, "q, k, v = np.mo", "k, q, v = np.mo"),
         ],
-        "order of q, k, v": [
+        "wrong order of q, k, v": [
             (ONE, QKV, QKV.replace("q, k, v", "v, k, q")),
             (OTHER, "q, k, v = np.mo", "k, v, q = np.mo"),
         ],
-        "heads before q, k, v": [
+        "heads split before q, k, v": [
             (
                 ONE,
                 QKV,
@@ -390,7 +390,7 @@ MADE = {
             ),
             (OTHER, "y.reshape(n, 3, n_head, e // n_head)", "y.reshape(n, n_head, 3, e // n_head).swapaxes(1, 2)"),
         ],
-        "reshape to heads": [
+        "heads by reshape alone": [
             (
                 ONE,
                 "    d, out = width // n_head, []\n",
@@ -406,7 +406,7 @@ MADE = {
             (ONE, "part = slice(i * d, (i + 1) * d)", "part = slice(i, None, n_head)"),
             (OTHER, "y.reshape(n, 3, n_head, e // n_head)", "y.reshape(n, 3, e // n_head, n_head).swapaxes(2, 3)"),
         ],
-        "heads not joined side by side": [
+        "heads concatenated in the wrong order": [
             (ONE, "np.concatenate(out, axis=-1)", "np.concatenate(out, axis=0).reshape(n, width)"),
             (OTHER, "np.moveaxis(y, 0, 1).reshape(n, e)", "y.reshape(n, e)"),
             (ONE, "np.concatenate(out, axis=-1)", "np.stack(out, axis=-1).reshape(n, width)"),
@@ -436,7 +436,7 @@ MADE = {
             (ONE, "return linear(joined", "return x + linear(joined"),
             (OTHER, "return linear(y", "return x + linear(y"),
         ],
-        "mask without past": [
+        "mask ignores past": [
             (OTHER, "past + 1)", "1)"),
             (
                 OTHER,
@@ -448,7 +448,7 @@ MADE = {
             (OTHER, "kv[0, :, past:past + n]", "kv[0, :, :n]", "kv[1, :, past:past + n]", "kv[1, :, :n]"),
             (OTHER, "kv[0, :, past:past + n] = k\n        kv[1, :, past:past + n] = v", "kv[:, :, 0:n] = k, v"),
         ],
-        "cache: keys and values exchanged": [
+        "keys and values swapped in the cache": [
             (
                 OTHER,
                 "kv[0, :, past:past + n] = k",
@@ -532,8 +532,8 @@ MADE = {
                 "layer_norm(ffn(y, **mlp), **ln_2)",
             ),
         ],
-        "one layer norm twice": [(ONE, 'ln_2["g"], ln_2["b"]', 'ln_1["g"], ln_1["b"]'), (OTHER, "**ln_1", "**ln_2")],
-        "layer norms exchanged": [
+        "same layer norm twice": [(ONE, 'ln_2["g"], ln_2["b"]', 'ln_1["g"], ln_1["b"]'), (OTHER, "**ln_1", "**ln_2")],
+        "layer norms swapped": [
             (
                 ONE,
                 'x, ln_1["g"], ln_1["b"]',
@@ -553,7 +553,7 @@ MADE = {
             (OTHER, f"    z = {Z_FFN}", "    y = layer_norm(y, **ln_2)\n    z = ffn(y, **mlp)"),
         ],
         "parallel branches": [(ONE, "layer_norm(middle,", "layer_norm(x,"), (OTHER, "layer_norm(y,", "layer_norm(x,")],
-        "first x added twice": [(ONE, "return middle +", "return x +"), (OTHER, "z += y", "z += x")],
+        "second residual from the first x": [(ONE, "return middle +", "return x +"), (OTHER, "z += y", "z += x")],
         "ffn first": [
             (
                 ONE,
@@ -578,8 +578,8 @@ MADE = {
                 "    z = mha(layer_norm(y, **ln_1), **attn, n_head=n_head, kv=kv, past=past)\n",
             ),
         ],
-        "past not handed on": [(OTHER, "past=past)", "past=0)"), (OTHER, "kv=kv, past=past)", "kv=kv)")],
-        "cache not handed on": [
+        "past not passed on": [(OTHER, "past=past)", "past=0)"), (OTHER, "kv=kv, past=past)", "kv=kv)")],
+        "cache not passed on": [
             (OTHER, "kv=kv,", "kv=None,"),
             (OTHER, "n_head=n_head, kv=kv, past", "n_head=n_head, past"),
         ],
@@ -590,7 +590,7 @@ MADE = {
             (ONE, "tokens + places", "places"),
             (OTHER, "x += wpe[past:past + len(inputs)]", "x = wpe[past:past + len(inputs)]"),
         ],
-        "positions moved": [
+        "positions shifted": [
             (ONE, PLACES, "wpe[i + 1] for i in range(len(inputs))"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[past + 1:past + 1 + len(inputs)]"),
             (ONE, PLACES, "wpe[i - 1] for i in range(len(inputs))"),
@@ -600,11 +600,11 @@ MADE = {
             (ONE, "tokens + places", "tokens + places[::-1]"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[np.arange(past, past + len(inputs))[::-1]]"),
         ],
-        "one position for all": [
+        "one position for all tokens": [
             (ONE, "wpe[i] for", "wpe[0] for"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[len(inputs)]"),
         ],
-        "wpe by id": [
+        "wpe indexed by id": [
             (ONE, PLACES, "wpe[i] for i in inputs"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[list(inputs)]"),
         ],
@@ -614,7 +614,7 @@ MADE = {
             (OTHER, "    x += wpe", "    x *= len(wte[0]) ** 0.5\n    x += wpe"),
         ],
         "no ln_f": [(ONE, f"    x = {ONE_LN_F}\n", ""), (OTHER, "    x = layer_norm(x, **ln_f)\n", "")],
-        "ln_f in each block": [
+        "ln_f after each block": [
             (ONE, f"    x = {ONE_LN_F}\n", f"        x = {ONE_LN_F}\n"),
             (OTHER, OTHER_BLOCK, f"x = layer_norm({OTHER_BLOCK[4:]}, **ln_f)"),
         ],
@@ -628,7 +628,7 @@ MADE = {
             ),
             (OTHER, "    x = layer_norm(x, **ln_f)\n", "", RANGE, "    x = layer_norm(x, **ln_f)\n" + RANGE),
         ],
-        "only one block": [
+        "blocks skipped": [
             (ONE, ONE_BLOCK, ONE_BLOCK.replace("x =", "y ="), ONE_LN_F, ONE_LN_F.replace("(x", "(y")),
             (OTHER, "range(len(blocks))", "range(1)"),
             (OTHER, "range(len(blocks))", "range(len(blocks) - 1)"),
@@ -642,11 +642,11 @@ MADE = {
             (ONE, ONE_BLOCK, ONE_BLOCK.replace("x = ", "x = x + ")),
             (OTHER, OTHER_BLOCK, OTHER_BLOCK.replace("x = ", "x += ")),
         ],
-        "position without past": [
+        "position ignores past": [
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[:len(inputs)]"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[np.arange(len(inputs))]"),
         ],
-        "past not handed on": [
+        "past not passed on": [
             (OTHER, OTHER_BLOCK, OTHER_BLOCK.replace("past=past", "past=0")),
             (OTHER, OTHER_BLOCK, OTHER_BLOCK.replace(", past=past", "")),
         ],
@@ -667,33 +667,33 @@ MADE = {
         "wte not transposed": [(ONE, "np.transpose(wte)", "wte"), (OTHER, "wte.T", "wte")],
     },
     "generate": {
-        "the prompt too": [(ONE, "text[len(inputs):]", "text"), (OTHER, "return new", "return list(inputs) + new")],
-        "one id of the prompt too": [
+        "prompt included": [(ONE, "text[len(inputs):]", "text"), (OTHER, "return new", "return list(inputs) + new")],
+        "last prompt id included": [
             (ONE, "text[len(inputs):]", "text[len(inputs) - 1:]"),
             (OTHER, "return new", "return [inputs[-1], *new]"),
         ],
-        "cut from the end": [
+        "slice from the end": [
             (ONE, "text[len(inputs):]", "text[-n_tokens_to_generate:]"),
             (OTHER, "return new", "return (list(inputs) + new)[-n_tokens_to_generate:]"),
         ],
-        "one too many": [
+        "one token too many": [
             (ONE, "range(n_tokens_to_generate)", "range(n_tokens_to_generate + 1)"),
             (OTHER, "len(new) < n", "len(new) <= n"),
         ],
-        "one too few": [
+        "one token too few": [
             (ONE, "range(n_tokens_to_generate)", "range(1, n_tokens_to_generate)"),
             (OTHER, "return new", "return new[1:]"),
         ],
-        "the last id only": [
+        "only the last id returned": [
             (ONE, "text[len(inputs):]", "text[-1:]"),
             (OTHER, "return new", "return (list(inputs) + new)[-1:]"),
         ],
         "first row": [(ONE, "logits[-1]", "logits[0]"), (OTHER, "past=past)[-1]", "past=past)[0]")],
-        "another row": [
+        "wrong row": [
             (ONE, "logits[-1]", "logits[max(len(text) - 2, 0)]"),
             (OTHER, "past=past)[-1]", "past=past)[-2:][0]"),
         ],
-        "least probable": [(ONE, "argmax", "argmin"), (OTHER, "row.argmax()", "(-row).argmax()")],
+        "least probable token": [(ONE, "argmax", "argmin"), (OTHER, "row.argmax()", "(-row).argmax()")],
         "argmax over all rows": [
             (ONE, "logits[-1].argmax()", "logits.argmax()"),
             (OTHER, "past=past)[-1]", "past=past)"),
@@ -702,19 +702,19 @@ MADE = {
             (ONE, "gpt2(text,", "gpt2(inputs,"),
             (OTHER, FED, FED.replace("fed,", "inputs,").replace("past=past", "past=0")),
         ],
-        "new id alone": [
+        "only the newest id read": [
             (ONE, "gpt2(text,", "gpt2(text if step == 0 else text[-1:],"),
             (OTHER, "cache=cache, past=past", ""),
         ],
-        "last id alone": [
+        "only the last id read": [
             (ONE, "gpt2(text,", "gpt2(text[-1:],"),
             (OTHER, "list(inputs), 0", "list(inputs)[-1:], 0", "cache=cache, past=past", ""),
         ],
-        "prompt not read with the cache": [
+        "prompt not cached": [
             (OTHER, "list(inputs), 0", "list(inputs)[-1:], len(inputs) - 1"),
             (OTHER, "    while", "    fed, past = [inputs[-1]], len(inputs) - 1\n    while"),
         ],
-        "past counts wrong": [
+        "wrong past": [
             (OTHER, "past += len(fed)", "past += 1"),
             (OTHER, "past += len(fed)", "past = len(new) + 1"),
         ],

@@ -144,9 +144,9 @@ def test_a_browser_shows_it(page):
     ) ** 2
     names = [data["names"][str(id)] for id in data["ids"]]
     assert html.unescape(buttons[12][1]) == names[12]
-    assert f"{names[5]} (token 6) looks at {names[1]} (token 2): {value:.2f}" in shown and "Block 2, head 3" in shown
+    assert f"{names[5]} (token 6) attends to {names[1]} (token 2): {value:.2f}" in shown and "Block 2, head 3" in shown
     rows = re.findall(r'<th scope="row">(.*?)</th>', shown)
-    assert rows == ["the model", "block 5", "block 4", "block 3", "block 2", "block 1"] and shown.count("<td") == 60
+    assert rows == ["output", "block 5", "block 4", "block 3", "block 2", "block 1"] and shown.count("<td") == 60
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")

@@ -4,7 +4,9 @@ import shutil
 from conftest import ROOT, assert_error, command
 import pytest
 
-from beyond import benchmark, checkpoint, peers
+from beyond import benchmark
+from beyond.bench import engines, report
+from beyond.formats import checkpoint
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 1}
 FLAGS = [f"--{name}={value}" for name, value in SHAPE.items()]
@@ -18,22 +20,22 @@ def test_all_is_measured_and_written(tmp_path, monkeypatch):
     """One engine or two of each group, and one round of processes instead of three, as each takes a second to start."""
     groups = {"float32": ["PicoGPT kernels", "gpt2.py"], "8 bits": ["PicoGPT int8"], "4 bits": ["PicoGPT int4"]}
     groups["one core"] = ["PicoGPT kernels", "nobody"]
-    monkeypatch.setitem(benchmark.ENGINES, "nobody", (peers.hugging_face, "no-such-package"))
-    monkeypatch.setattr(benchmark, "GROUPS", groups)
-    monkeypatch.setattr(benchmark, "medians", lambda runs, n: peers.medians(runs, 1))
+    monkeypatch.setitem(benchmark.ENGINES, "nobody", (engines.hugging_face, "no-such-package"))
+    monkeypatch.setattr(report, "GROUPS", groups)
+    monkeypatch.setattr(benchmark, "medians", lambda runs, n: engines.medians(runs, 1))
     text = benchmark.main(str(tmp_path / "found"), **SHAPE)
     result = json.loads((tmp_path / "found.json").read_text())
-    assert text == (tmp_path / "found.md").read_text() == benchmark.table(result) and result["hparams"] == SHAPE
+    assert text == (tmp_path / "found.md").read_text() == report.table(result) and result["hparams"] == SHAPE
     assert "Not measured: nobody: not installed." in text
     for group, names in groups.items():
         found = result["groups"][group]
-        assert [*found] == names + [benchmark.LIMIT] * (group in benchmark.BYTES)
+        assert [*found] == names + [report.LIMIT] * (group in report.BYTES)
         for name in set(names) - {"nobody"}:
-            assert min(found[name][what] for what in benchmark.WORK) > 0
-    assert result["groups"]["float32"]["gpt2.py"]["beside"].keys() == benchmark.WORK.keys()
-    engines = "gpt2.py", "kernels", "int8"
-    whats = [f"batch of {size}, {engine}" for size in (1, 16, 64) for engine in engines]
-    whats += [f"lookahead, text that {does}, {engine}" for does in ("repeats", "does not") for engine in engines[::2]]
+            assert min(found[name][what] for what in report.WORK) > 0
+    assert result["groups"]["float32"]["gpt2.py"]["beside"].keys() == report.WORK.keys()
+    names = "gpt2.py", "kernels", "int8"
+    whats = [f"batch of {size}, {engine}" for size in (1, 16, 64) for engine in names]
+    whats += [f"lookahead, text that {does}, {engine}" for does in ("repeats", "does not") for engine in names[::2]]
     whats += [f"the command, {n} tokens, {program}" for n in (0, 40) for program in ("gpt2.py", "int8", "int4")]
     whats += ["loading the weights", "memory, gpt2.py", "memory, int8", "memory, int4"]
     assert sorted(what for what, *_ in result["more"]) == sorted(whats)
@@ -42,7 +44,7 @@ def test_all_is_measured_and_written(tmp_path, monkeypatch):
 
 
 def test_peers_are_left_out_if_one_says_so():
-    assert benchmark.chosen(True) == benchmark.GROUPS
+    assert benchmark.chosen(True) == report.GROUPS
     assert benchmark.chosen(False)["8 bits"] == ["PicoGPT int8", "gpt2.py"]
 
 
@@ -66,8 +68,8 @@ def test_engines_are_measured_or_named(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "models" / "shakespeare", folder)
     checkpoint.save_model(checkpoint.initial_params(**SHAPE), SHAPE, str(folder))
     found = benchmark.measure("JAX", str(folder))
-    assert found.keys() == {"version", *benchmark.WORK}
-    monkeypatch.setitem(benchmark.ENGINES, "nobody", (peers.hugging_face, "no-such-package"))
+    assert found.keys() == {"version", *report.WORK}
+    monkeypatch.setitem(benchmark.ENGINES, "nobody", (engines.hugging_face, "no-such-package"))
     assert benchmark.measure("nobody", str(folder)) == "not installed"
     assert "failed: " in (why := benchmark.measure("JAX", str(tmp_path)))
     with pytest.raises(ValueError, match="failed"):
@@ -83,12 +85,12 @@ def test_peers_that_are_installed(tmp_path, name):
     checkpoint.save_model(checkpoint.initial_params(**hparams), hparams, str(folder))
     if (found := benchmark.measure(name, str(folder))) == "not installed":
         pytest.skip(f"{name} is not installed")
-    assert found.keys() == {"version", *benchmark.WORK}, found
+    assert found.keys() == {"version", *report.WORK}, found
 
 
 def test_what_a_user_can_mend_is_one_line(tmp_path):
     def of(*args):
-        return command("-m", "beyond.peers", *args, program=None, cwd=ROOT)
+        return command("-m", "beyond.bench.engines", *args, program=None, cwd=ROOT)
 
     assert_error(of("nobody", "models/shakespeare"), "name=nobody", "gpt2.py, PicoGPT kernels, ", "Hugging Face, JAX, ")
     assert_error(of("JAX", "models/shakespeare"), "models/shakespeare has n_ctx=256", "1024")
@@ -96,14 +98,14 @@ def test_what_a_user_can_mend_is_one_line(tmp_path):
 
 
 def test_a_ratio_is_to_the_groups_first_beside_it():
-    ours, beside, peer = (dict.fromkeys(benchmark.WORK, seconds) for seconds in (1.0, 6.0, 2.0))
+    ours, beside, peer = (dict.fromkeys(report.WORK, seconds) for seconds in (1.0, 6.0, 2.0))
     found = {
         "ours": ours,
         "peer": {**peer, "beside": beside, "version": "7"},
         "limit": {"decode 10": 0.5},
         "nobody": "?",
     }
-    text = benchmark.table({"machine": "", "date": "", "more": [], "groups": {"float32": found}})
+    text = report.table({"machine": "", "date": "", "more": [], "groups": {"float32": found}})
     assert "| **float32** | | | | | | |\n| ours | 1.00 (1) |" in text and "| peer 7 | 3.00 (0) |" in text
     assert "| limit | 2.00 (2) |  |" in text and "Not measured: nobody: ?." in text
 
@@ -139,12 +141,12 @@ def test_the_limits_are_what_the_docstring_says():
 
 def test_the_readme_shows_what_was_measured():
     result = json.loads((ROOT / "beyond" / "benchmark.json").read_text())
-    assert benchmark.table(result) in (ROOT / "README.md").read_text("utf-8")
-    assert benchmark.table(result) == (ROOT / "beyond" / "benchmark.md").read_text("utf-8")
+    assert report.table(result) in (ROOT / "README.md").read_text("utf-8")
+    assert report.table(result) == (ROOT / "beyond" / "benchmark.md").read_text("utf-8")
     assert result["hparams"] == {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
     labels = (ROOT / "beyond" / "benchmark.svg").read_text()
-    for group in benchmark.BYTES:
-        assert all(f"<!-- {name} -->" in labels for name in benchmark.drawn(result["groups"][group], group))
+    for group in report.BYTES:
+        assert all(f"<!-- {name} -->" in labels for name in report.drawn(result["groups"][group], group))
     benchmark.check_outputs(ROOT / "beyond" / "benchmark")
 
 

@@ -46,7 +46,7 @@ def findings(text, cases=SMALL, **kwargs):
     found = list(judge.check(namespace, cases, **kwargs))
     assert namespace == before
     for line in check.chinese("\n".join(one.text for one in found)).splitlines():
-        assert re.search("[\u4e00-\u9fff]", line) or not line[:4].strip(), line  # or it is code
+        assert re.search("[\u4e00-\u9fff]", line) or not line[:4].strip(), line  # unless it is code
     return found
 
 
@@ -78,8 +78,8 @@ def test_every_mistake_is_made_in_two_ways_at_least():
     ) >= 40
     assert all(len(ways) >= 2 for names in MADE.values() for ways in names.values())
     for one in mistakes.TABLE:
-        assert all(mistakes.variant((one, change)) for change in one.changes) and one.says.endswith((".", ")"))
-        assert check.chinese(one.says) != one.says
+        assert all(mistakes.variant((one, change)) for change in one.changes) and one.message.endswith((".", ")"))
+        assert check.chinese(one.message) != one.message
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_mistakes_in_several_functions_are_told_once_each(data):
         (
             ONE,
             "layer_norm",
-            ["eps outside", "ddof"],
+            ["eps outside the root", "ddof"],
             [
                 "(variance + eps) ** 0.5",
                 "(variance ** 0.5 + eps)",
@@ -156,7 +156,7 @@ PICO = (ROOT / "gpt2_pico.py").read_text()
         ("no scale", "mha", " / k.shape[-1] ** 0.5", ""),
         ("relu", "gpt2", "0.5 * x * (1 + np.tanh", "np.maximum(x, 0) #"),
         ("no residual around ffn", "gpt2", "x = x + mlp", "x = mlp"),
-        ("mask turned round", "mha", "1 - np.tri", "np.tri"),
+        ("mask reversed", "mha", "1 - np.tri", "np.tri"),
     ],
 )
 def test_a_mistake_in_what_has_no_function_of_its_own(name, function, old, new):
@@ -172,12 +172,12 @@ def test_a_mistake_in_what_has_no_function_of_its_own(name, function, old, new):
             "def gelu(x): return 0.5 * x * (1 + np.tanh(np.array([(2 / np.pi) ** 0.5]) * (x + 0.044715 * x ** 3)))",
         ),
         (
-            "changes its arguments",
+            "modifies its arguments",
             "softmax",
             "def softmax(x):\n x -= x.max(-1, keepdims=True)\n return np.exp(x) / np.exp(x).sum(-1, keepdims=True)",
         ),
         (
-            "changes its arguments",
+            "modifies its arguments",
             "generate",
             "def generate(inputs, params, n_head, n):\n m = len(inputs)\n for _ in range(n):\n"
             "  inputs.append(int(gpt2(inputs, **params, n_head=n_head)[-1].argmax()))\n return inputs[m:]",
@@ -188,7 +188,7 @@ def test_a_mistake_in_what_has_no_function_of_its_own(name, function, old, new):
         ("unknown", "gelu", "def gelu(x): x * 2"),
         ("unknown", "gelu", "def gelu(x): return 1.0"),
         ("unknown", "softmax", "def softmax(x): return x[..., :1]"),
-        ("chance", "gelu", "def gelu(x): return np.random.rand(*x.shape).astype(x.dtype)"),
+        ("random", "gelu", "def gelu(x): return np.random.rand(*x.shape).astype(x.dtype)"),
         (
             "factor",
             "softmax",
@@ -277,7 +277,7 @@ def test_a_file_that_loops_exits_and_prints(tmp_path):
     done = tell(tmp_path, text, "--seconds=4")
     said, line = done.stdout.decode(), len(ONE.splitlines())
     assert done.returncode == 1 and done.stderr == b"" and len(said) < 2000
-    assert "wrong: time" in said and (f"Line {line + 2} is" in said or f"Line {line + 3} is" in said)
+    assert "wrong: timeout" in said and (f"Line {line + 2} was" in said or f"Line {line + 3} was" in said)
     assert (
         "wrong: exit" in said and "status 3" in said and "It prints: noisenoise" in said and "8 right, 2 wrong" in said
     )
@@ -286,10 +286,10 @@ def test_a_file_that_loops_exits_and_prints(tmp_path):
 @pytest.mark.parametrize(
     "text, parts",
     [
-        ("def gelu(x:\n", ["line 1 is not Python", "def gelu(x:"]),
+        ("def gelu(x:\n", ["line 1 is not valid Python", "def gelu(x:"]),
         ("def gelu(x): ...\n1 / 0\n", ["Line 2 raises ZeroDivisionError", "1 / 0"]),
-        ("x = 3\n", ["none of the functions", "tutorial/start.py"]),
-        (b"\xff\xfe\n", ["not Python"]),
+        ("x = 3\n", ["defines none of gelu", "tutorial/start.py"]),
+        (b"\xff\xfe\n", ["not valid Python"]),
         ("while True: pass\n", ["still running after 1 sec"]),
     ],
 )
@@ -311,7 +311,7 @@ def test_watch(tmp_path):
         text=True,
     )
     try:
-        assert "line 1 is not Python" in process.stdout.readline() and process.stdout.readline() == "\n"
+        assert "line 1 is not valid Python" in process.stdout.readline() and process.stdout.readline() == "\n"
         assert "waiting for" in process.stdout.readline()
         (tmp_path / "new").write_text("def gelu(x): ...")
         os.replace(tmp_path / "new", path)

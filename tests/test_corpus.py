@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from beyond import corpus, tokenizer
+from beyond.learn import corpora
 from encoder import Encoder
 
 TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
@@ -50,7 +51,7 @@ def test_the_ids_are_those_of_the_whole(tmp_path, small_pieces):
         len(pieces) > 20 and max(sum(len(text) for text, _ in piece) for piece in pieces) < 9000
     )  # 8500 that cannot be cut
     said = corpus.main(*paths, out=str(tmp_path / "out"), n_vocab=400)
-    encoder, ids, _ = corpus.load(tmp_path / "out")
+    encoder, ids, _ = corpora.load(tmp_path / "out")
     end = encoder.encoder["<|endoftext|>"]
     expected = [id for text in [*texts, *records] for id in [*encoder.encode(text), end]]
     assert ids.tolist() == expected and ids.dtype == np.uint16 and isinstance(ids, np.memmap)
@@ -70,7 +71,7 @@ def test_two_processes_give_what_one_gives(tmp_path, big):
 def test_the_standard_input_and_a_models_vocabulary(tmp_path):
     done = run("-", f"--out={tmp_path}/out", "--model_size=shakespeare", input=TEXT.encode())
     assert done.returncode == 0, done.stderr
-    encoder, ids, _ = corpus.load(tmp_path / "out")
+    encoder, ids, _ = corpora.load(tmp_path / "out")
     assert ids.tolist() == [*encoder.encode(TEXT), encoder.encoder["<|endoftext|>"]]
     for name in "encoder.json", "vocab.bpe":
         assert (tmp_path / "out" / name).read_bytes() == (ROOT / "models" / "shakespeare" / name).read_bytes()
@@ -78,8 +79,8 @@ def test_the_standard_input_and_a_models_vocabulary(tmp_path):
 
 def test_more_ids_than_two_bytes_can_tell_take_four():
     tokens = {str(i): i for i in range(2**16)}
-    assert corpus.dtype_of(Encoder(tokens, [])) == np.uint16
-    assert corpus.dtype_of(Encoder({**tokens, "x": 2**16}, [])) == np.uint32
+    assert corpora.dtype_of(Encoder(tokens, [])) == np.uint16
+    assert corpora.dtype_of(Encoder({**tokens, "x": 2**16}, [])) == np.uint32
 
 
 def test_a_sample_is_spread_over_all_but_the_last_tenth():
@@ -123,7 +124,7 @@ def test_a_killed_run_goes_on(tmp_path, big):
         file.write(b'{"sha256": "torn')
         ids.write(b"torn")
     with pytest.raises(ValueError, match="not a whole corpus"):
-        corpus.load(tmp_path / "out")
+        corpora.load(tmp_path / "out")
     other = tmp_path / "other.txt"
     other.write_text("other " + big.read_text("utf-8"), "utf-8", newline="")
     assert_error(run(other, f"--out={tmp_path}/out", *FLAGS), "begun with other", "sample")
@@ -134,7 +135,7 @@ def test_a_killed_run_goes_on(tmp_path, big):
         corpus.main(str(big), out=str(tmp_path / "out"), n_vocab=400, cores=1)
     assert len(made) == len(list(corpus.read_pieces([str(big)]))) - n_whole > 0
     assert os.stat(tmp_path / "out" / "encoder.json").st_mtime_ns == before
-    encoder, ids, _ = corpus.load(tmp_path / "out")
+    encoder, ids, _ = corpora.load(tmp_path / "out")
     assert ids.tolist() == [*encoder.encode(big.read_text("utf-8")), encoder.encoder["<|endoftext|>"]]
     deadline = time.time() + 20
     while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.time() < deadline:

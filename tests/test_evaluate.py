@@ -11,6 +11,7 @@ from test_encoder import texts
 from test_train import pico_losses
 
 from beyond import evaluate
+from beyond.files import reading
 import utils
 
 HPARAMS = golden.CONFIGS["wide"]
@@ -40,7 +41,7 @@ def test_the_tokens_of_the_pieces_are_those_of_the_whole(encoder, text, size):
     import io
 
     text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    pieces = list(evaluate.pieces(io.StringIO(text, newline=""), size))
+    pieces = list(reading.pieces(io.StringIO(text, newline=""), size))
     assert "".join(pieces) == text and [id for piece in pieces for id in encoder.encode(piece)] == encoder.encode(text)
     assert sum(len(piece.split()) for piece in pieces) == len(text.split())
 

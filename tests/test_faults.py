@@ -19,20 +19,22 @@ import pytest
 from beyond import (
     attention,
     batch,
-    checkpoint,
     classify,
-    combine,
     complete,
     corpus,
     evaluate,
-    files,
     finetune,
-    fit,
     gpu,
     interactive,
+    preset,
     tokenizer,
     train,
 )
+from beyond.devices import processes
+from beyond.files import reading, runs
+from beyond.formats import checkpoint
+from beyond.learn import learner, loop
+import cli
 from encoder import Encoder
 import gpt2
 import gpt2_pico
@@ -43,8 +45,8 @@ HPARAMS = {"n_vocab": 320, "n_ctx": 32, "n_embd": 16, "n_head": 2, "n_layer": 2}
 COMMANDS = {
     "gpt2": (gpt2.main, "prompt"),
     "pico": (gpt2_pico.main, "prompt"),
-    "lookahead": (combine.chapter(lookahead=True), "prompt"),
-    "kernels": (combine.chapter(kernels=True), "prompt"),
+    "lookahead": (preset("complete", lookahead=True), "prompt"),
+    "kernels": (preset("complete", kernels=True), "prompt"),
     "complete": (complete.main, "prompt"),
     "interactive": (interactive.main, None),
     "batch": (batch.main, "prompts"),
@@ -115,17 +117,17 @@ def tree(folder):
 
 
 def run(name, *args, stdin=b""):
-    """(exit status, standard output, standard error) of a command in this process, through utils.run as from a shell."""
+    """(exit status, standard output, standard error) of a command in this process, through cli.run as from a shell."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     main, _ = COMMANDS[name]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", [name, *map(str, args)])
         patch.setattr(sys, "stdout", out)
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        files._standard_input.cache_clear()
+        reading._standard_input.cache_clear()
         status = 0
         try:
-            utils.run(main, *AS_TYPED)
+            cli.run(main)
         except SystemExit as exit:
             status = exit.code
         out.flush()
@@ -175,7 +177,7 @@ def kill_after(patch, module, name):
     patch.setattr(module, name, killed)
 
 
-def run_killed(name, args, module=fit, after="write_state"):
+def run_killed(name, args, module=loop, after="write_state"):
     with pytest.MonkeyPatch.context() as patch:
         kill_after(patch, module, after)
         assert run(name, *args)[0] == 130
@@ -218,14 +220,14 @@ def test_a_run_goes_on_whatever_its_base_is_called(work, name):
     status, whole, _ = run(name, *args)
     assert status == 0
     expected = (work / "new" / utils.DATA).read_bytes()
-    kills = [(sys.modules[COMMANDS[name][0].__module__], "fit"), (checkpoint, "save_model"), (fit, "write_state")]
+    kills = [(sys.modules[COMMANDS[name][0].__module__], "fit"), (checkpoint, "save_model"), (loop, "write_state")]
     for module, after in kills[: 1 if name == "train" else 3]:
         shutil.rmtree(work / "new")
         run_killed(name, args, module, after)
-        assert (work / "new" / files.STATE).exists()
+        assert (work / "new" / runs.STATE).exists()
         found = run(name, *args)
         assert found[:2] == (0, whole) and (work / "new" / utils.DATA).read_bytes() == expected
-        assert not (work / "new" / files.STATE).exists()
+        assert not (work / "new" / runs.STATE).exists()
     shutil.move(work / "models", work / "moved")
     shutil.rmtree(work / "new")
     shutil.copytree(work / "moved", work / "models")
@@ -407,7 +409,7 @@ def test_another_text_does_not_change_the_vocabulary_of_a_training(work):
 @pytest.mark.parametrize("name", ["finetune", "classify train"])
 def test_a_state_that_is_damaged_or_foreign(work, name, damage):
     run_killed(name, RUNS[name])
-    path = work / "new" / files.STATE
+    path = work / "new" / runs.STATE
     if damage == "foreign":
         np.savez(path, settings="[1", steps=3)
     else:
@@ -464,7 +466,7 @@ def test_a_tilde_is_the_home_folder(work, monkeypatch):
     assert run("tokenizer", "--text=~/text.txt", "--out=~/words", "--n_vocab=260")[0] == 0
     assert (work / "new").exists() and (work / "words" / "vocab.bpe").exists() and not Path("/~").exists()
     for arg in "~/x", "--prompt=~/text.txt", "--text=~/no such file", "--text=~ is a tilde", "--out", "--stop=~":
-        assert utils._at_home(arg) == arg
+        assert cli.expand_home(arg) == arg
 
 
 # --- C: one way of reading text ---
@@ -523,7 +525,7 @@ def test_line_ends_and_byte_order_marks_are_no_part_of_a_line(work, form):
 def test_a_text_that_is_scored_or_learned_is_kept_byte_for_byte(work, text):
     data = text.encode()
     (work / "x.txt").write_bytes(data)
-    assert files.read_text("x.txt").encode() == data
+    assert reading.read_text("x.txt").encode() == data
     encoder, hparams, _ = utils.load_encoder_hparams_and_params("small", "models")
     for args, stdin in (["x.txt"], b""), (["-"], data):
         said = run("evaluate", *args, "--model_size=small", "--models_dir=models", stdin=stdin)[1]
@@ -555,13 +557,13 @@ def take(path):
 def test_a_text_without_white_space_is_read_once():
     """In time proportional to its length: each piece is looked at once, as what was read before cannot end a word."""
     text = "x" * 300_000 + " y"
-    pieces = list(evaluate.pieces(io.StringIO(text), 100))
+    pieces = list(reading.pieces(io.StringIO(text), 100))
     assert "".join(pieces) == text and len(pieces) <= 3
     with pytest.MonkeyPatch.context() as patch:
         seen = []
         match = evaluate.regex.match
         patch.setattr(evaluate.regex, "match", lambda pattern, text: seen.append(len(text)) or match(pattern, text))
-        list(evaluate.pieces(io.StringIO(text), 100))
+        list(reading.pieces(io.StringIO(text), 100))
     assert sum(seen) < 2 * len(text)
 
 
@@ -795,13 +797,13 @@ def test_processes_that_are_not_there():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match="no connection with the other processes"):
-            gpu.meet(f"127.0.0.1:{port}", 2, 0, patience=1)  # the port is taken
+            processes.meet(f"127.0.0.1:{port}", 2, 0, patience=1)  # the port is taken
     with pytest.raises(
         OSError, match="no connection with process 0 at .*: Connection refused; begin all 2 within 1 seconds"
     ):
-        gpu.meet(f"127.0.0.1:{port}", 2, 1, patience=1)
+        processes.meet(f"127.0.0.1:{port}", 2, 1, patience=1)
     with pytest.raises(OSError, match="no connection with the other processes at .*timed out"):
-        gpu.meet(f"127.0.0.1:{port}", 2, 0, patience=1)
+        processes.meet(f"127.0.0.1:{port}", 2, 0, patience=1)
 
 
 def test_a_line_that_fails_does_not_take_the_others_along(work):
@@ -1138,7 +1140,7 @@ def test_closed_and_odd_streams(work):
     assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "3")) == (0, good.stdout)
     assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "-3")) == (1, b"")
     assert_error(sh("<&-", "-", "3"), "the standard input is closed")
-    code = "import os, utils; utils.run(lambda: [os.path.samestat(os.fstat(i), os.stat(os.devnull)) for i in (0, 2)])"
+    code = "import os, cli; cli.run(lambda: [os.path.samestat(os.fstat(i), os.stat(os.devnull)) for i in (0, 2)])"
     line = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]  # no file takes their numbers
     assert subprocess.run(line, capture_output=True, cwd=ROOT).stdout == b"[True, True]\n"
     done = sh("<.", "-", "3")
@@ -1232,7 +1234,7 @@ def test_threads_do_not_disturb_each_other():
     thread = threading.Thread(target=generate)
     thread.start()
     for n in range(5, 7):
-        train.token_losses(params, np.arange(n), 2)
+        learner.token_losses(params, np.arange(n), 2)
         classify.loss_of(2)(
             {"ln_f": params["ln_f"], "cls_head": np.zeros((16, 2))}, (np.arange(n), 2, 1, 1.0), None, params
         )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from beyond import gpu
+from beyond.devices import sharding
 import gpt2
 import gpt2_pico
 import utils
@@ -43,7 +44,7 @@ def params():
 
 def test_the_ids_are_those_of_generate(params):
     expected = [gpt2.generate(ids, params, 8, 8) for ids in PROMPTS]
-    mesh = gpu.make_mesh("1x1")
+    mesh = sharding.make_mesh("1x1")
     assert gpu.generate(PROMPTS, params, 8, 8, mesh) == expected
     stop = expected[0][3]
     assert gpu.generate(PROMPTS, params, 8, 8, mesh, stop) == [
@@ -71,8 +72,8 @@ from conftest import nested
 from test_gpu import HPARAMS, PROMPTS, negative
 from beyond import gpu
 params = negative(nested(golden.weights(HPARAMS)))
-print(json.dumps([gpu.generate(PROMPTS, params, 8, 8, gpu.make_mesh(mesh)) for mesh in {meshes}]))
-w = gpu.place(params, 8, gpu.make_mesh({meshes}[-1]))["blocks"][0]["mlp"]["c_fc"]["w"]
+print(json.dumps([gpu.generate(PROMPTS, params, 8, 8, sharding.make_mesh(mesh)) for mesh in {meshes}]))
+w = gpu.place(params, 8, sharding.make_mesh({meshes}[-1]))["blocks"][0]["mlp"]["c_fc"]["w"]
 print(w.addressable_shards[0].data.shape)
 """
 
@@ -138,13 +139,13 @@ def test_the_command():
 
 def test_bfloat16_mostly_agrees(params):
     """The next token of 200 prompts, with all weights in bfloat16 and in float32."""
-    placed = gpu.place(params, 8, gpu.make_mesh("1x1"), "bfloat16")
+    placed = gpu.place(params, 8, sharding.make_mesh("1x1"), "bfloat16")
     assert {array.dtype.name for array in jax.tree.leaves(placed)} == {"bfloat16"}
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     ids = encoder.encode((ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8"))
     prompts = [ids[i : i + 40] for i in range(0, 40000, 200)]
     exact, rough = (
-        gpu.generate(prompts, params, hparams["n_head"], 1, gpu.make_mesh("1x1"), dtype=dtype)
+        gpu.generate(prompts, params, hparams["n_head"], 1, sharding.make_mesh("1x1"), dtype=dtype)
         for dtype in ("float32", "bfloat16")
     )
     assert 0.9 < sum(a == b for a, b in zip(exact, rough)) / 200 <= 1

@@ -22,8 +22,9 @@ import golden_huggingface as hf
 import numpy as np
 import pytest
 
-from beyond import checkpoint, huggingface
-from beyond.hub import SIZES
+from beyond import huggingface
+from beyond.formats import checkpoint
+from beyond.formats.hub import SIZES
 from encoder import get_encoder
 import gpt2
 import utils

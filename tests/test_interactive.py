@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from beyond import combine, interactive, lookahead, variant
+from beyond import complete, interactive, lookahead, variant
 import gpt2
 import utils
 
@@ -209,7 +209,7 @@ def test_every_kind_of_model(monkeypatch, tmp_path, flags):
     """One command and another: gpt2.py's and those of combine give the same text."""
     weights = {"weights": str(tmp_path / "weights")} if "bits" in flags else {}
     out, _ = talk(monkeypatch, "JULIET:\\\nO Romeo\n", n_tokens_to_generate=50, **flags, **weights)
-    expected = combine.main("JULIET:\nO Romeo", 50, "shakespeare", **flags, **weights)
+    expected = complete.main("JULIET:\nO Romeo", 50, "shakespeare", **flags, **weights)
     assert out == expected + "\n"
 
 
@@ -243,7 +243,7 @@ def test_a_character_is_finished_or_dropped(encoder, capsys):
 
 
 def test_ctrl_c_stops_the_text_and_not_the_program():
-    code = f"{SLOW_MODEL}\nimport utils; from beyond import interactive; utils.run(interactive.main, 'model_size')"
+    code = f"{SLOW_MODEL}\nimport cli; from beyond import interactive; cli.run(interactive.main)"
     screen = Terminal("-c", code, "shakespeare", "--n_tokens_to_generate=125", "--temperature=2", "--seed=1")
     screen.read("> ")
     time.sleep(0.5)  # Python waits for a key now: a Ctrl-C just before that, it would notice with the next one

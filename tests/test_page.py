@@ -628,7 +628,7 @@ def test_the_checker_says_what_tutorial_check_says(visit, tmp_path):
         "engine.seconds = 2; try { return await engine.check(args[0]) } finally { engine.seconds = 20 }", slow
     )
     named = {one["function"]: one["mistakes"] for one in found["findings"] if one["status"] == "wrong"}
-    assert named == {"gelu": ["time"], "linear": ["no bias"]}
+    assert named == {"gelu": ["timeout"], "linear": ["no bias"]}
 
 
 @in_browser

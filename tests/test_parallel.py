@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beyond import checkpoint, corpus, fit, gpu, parallel, plan, rows, train
+from beyond import corpus, train
+from beyond.devices import sharding
+from beyond.formats import checkpoint
+from beyond.learn import corpora, learner, loop, optimizers, plan, rows
 import utils
 
 HPARAMS = {"n_vocab": 320, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2}
@@ -76,9 +79,9 @@ def test_a_training_from_a_corpus(data, one):
     assert (
         hparams["n_vocab"] == 300 and len(history) == 3
     )  # of 320 rows in the checkpoint, those without a token are cut
-    _, ids, _ = corpus.load(data)
+    _, ids, _ = corpora.load(data)
     unseen = ids[len(ids) - len(ids) // 10 :]
-    saved = train.held_out_loss(params, unseen, 2, 16)
+    saved = learner.held_out_loss(params, unseen, 2, 16)
     assert saved == pytest.approx(min(min(row[1:]) for row in history.values()), abs=0.02)  # which has 20 rows more
     assert history[60][1] < history[20][1] < 6
     assert sorted(os.listdir(folder / "new")) == sorted([*utils.FILES, "loss.svg"])
@@ -151,7 +154,7 @@ def test_processes_with_other_flags_are_told(data, tmp_path):
 
 def test_rows_of_a_corpus(data):
     """A row is a piece of the ids or, three times in four, of the same text cut up otherwise, its <|endoftext|> too."""
-    encoder, ids, _ = corpus.load(data)
+    encoder, ids, _ = corpora.load(data)
     end = encoder.encoder["<|endoftext|>"]
     short = ids[len(ids) * 2 // 3 - 400 : len(ids) * 2 // 3 + 400]
     assert end in short
@@ -178,7 +181,7 @@ def test_rows_are_read_ahead():
         return step
 
     found, waits = [], []
-    for step, waited in parallel.read_ahead(draw, range(6)):
+    for step, waited in rows.read_ahead(draw, range(6)):
         time.sleep(0.1)
         found.append(step)
         waits.append(waited)
@@ -196,25 +199,25 @@ def params():
 
 
 def gradient(params, learning, n_head, ids):
-    return jax.jit(jax.value_and_grad(lambda params: train.lm_loss(params, ids, n_head, learning)))(params)
+    return jax.jit(jax.value_and_grad(lambda params: learner.lm_loss(params, ids, n_head, learning)))(params)
 
 
 def test_the_layout_by_heads_changes_nothing(params):
     hparams, params = params
     n_head, ids = hparams["n_head"], np.arange(20) % hparams["n_vocab"]
-    split = gpu.by_heads(params, n_head)
+    split = sharding.by_heads(params, n_head)
     assert split["blocks"][0]["attn"]["c_attn"]["w"].ndim == 4
-    for a, b in zip(jax.tree.leaves(train.plain(split)), jax.tree.leaves(params)):
+    for a, b in zip(jax.tree.leaves(sharding.plain(split)), jax.tree.leaves(params)):
         np.testing.assert_array_equal(a, b)
-    expected, grads = gradient(params, train.model, n_head, ids)
-    found, found_grads = gradient(split, train.model, n_head, ids)
+    expected, grads = gradient(params, learner.model, n_head, ids)
+    found, found_grads = gradient(split, learner.model, n_head, ids)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
-    for a, b in zip(jax.tree.leaves(train.plain(found_grads)), jax.tree.leaves(grads)):
+    for a, b in zip(jax.tree.leaves(sharding.plain(found_grads)), jax.tree.leaves(grads)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
-    optimizer = fit.muon_and_adamw(10, 0.01, 0.1)  # one matrix for Muon, whatever its axes
+    optimizer = optimizers.muon_and_adamw(10, 0.01, 0.1)  # one matrix for Muon, whatever its axes
     step = jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params)[0])
     moved, expected = step(found_grads, split), step(grads, params)
-    for a, b in zip(jax.tree.leaves(train.plain(moved)), jax.tree.leaves(expected)):
+    for a, b in zip(jax.tree.leaves(sharding.plain(moved)), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-5)
 
 
@@ -222,31 +225,31 @@ def test_bfloat16_and_rematerialization(params):
     """The products alone are in bfloat16; of a block its input alone is kept, if XLA is let."""
     hparams, params = params
     n_head, ids = hparams["n_head"], np.arange(40) % hparams["n_vocab"]
-    exact, grads = gradient(params, train.model, n_head, ids)
-    half, half_grads = gradient(params, train.learner("bfloat16", False), n_head, ids)
-    again, again_grads = gradient(params, train.learner("float32", False, True), n_head, ids)
+    exact, grads = gradient(params, learner.model, n_head, ids)
+    half, half_grads = gradient(params, learner.learner("bfloat16", False), n_head, ids)
+    again, again_grads = gradient(params, learner.learner("float32", False, True), n_head, ids)
     assert 0 < abs(float(half) - float(exact)) < 5e-3 * float(exact)
     assert float(again) == pytest.approx(float(exact), rel=1e-6)
     for a, b, c in zip(*map(jax.tree.leaves, (grads, half_grads, again_grads))):
         assert b.dtype == jnp.float32 and np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a)
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-6)
-    text = str(jax.make_jaxpr(lambda p: train.lm_loss(p, ids, n_head, train.learner("bfloat16", False)))(params))
+    text = str(jax.make_jaxpr(lambda p: learner.lm_loss(p, ids, n_head, learner.learner("bfloat16", False)))(params))
     products = re.findall(r":(\w+)\[[^\]]*\] = dot_general", text)
     assert len(products) == 2 * 6 + 1 and set(products) == {"bf16"}
 
 
 def memory_of(hparams, n_rows, rematerialize=False):
     """Bytes that XLA says a step takes, with all passes but those that undo rematerialization on a CPU."""
-    learning, n_head = train.learner("float32", False, rematerialize), hparams["n_head"]
-    optimizer = fit.muon_and_adamw(100, 1e-3, 0.1)
+    learning, n_head = learner.learner("float32", False, rematerialize), hparams["n_head"]
+    optimizer = optimizers.muon_and_adamw(100, 1e-3, 0.1)
 
     def loss(params, row, key):
-        return train.lm_loss(params, row, n_head, learning)
+        return learner.lm_loss(params, row, n_head, learning)
 
-    update = fit.updater(loss, optimizer, 0, parallel.all_devices(), (), 0.9)
+    update = loop.updater(loss, optimizer, 0, sharding.all_devices(), (), 0.9)
     jitted = next(cell.cell_contents for cell in update.__closure__ if hasattr(cell.cell_contents, "lower"))
     params = jax.eval_shape(
-        lambda: gpu.by_heads(jax.tree.map(jnp.asarray, checkpoint.initial_params(**hparams)), n_head)
+        lambda: sharding.by_heads(jax.tree.map(jnp.asarray, checkpoint.initial_params(**hparams)), n_head)
     )
     batch = jax.ShapeDtypeStruct((2, n_rows, hparams["n_ctx"] + 1), jnp.int32)
     lowered = jitted.lower((params, jax.eval_shape(optimizer.init, params), params), batch, 1, ())
@@ -265,10 +268,10 @@ def test_the_average_is_what_it_says():
     """Over steps whose weights are known, it is the sum of all weights, each step's share less by 1 - ema."""
     average, steps, ema = {"w": jnp.zeros(())}, 3000, 0.99
     for step in range(steps):
-        average = fit.averaged(average, {"w": jnp.float32(step >= 2000)}, step, ema)
+        average = loop.averaged(average, {"w": jnp.float32(step >= 2000)}, step, ema)
     assert float(average["w"]) == pytest.approx(1 - ema**1000, abs=1e-4)
-    assert fit.averaged(None, {"w": 1}, 0, ema) is None
-    first = fit.averaged({"w": jnp.zeros(())}, {"w": jnp.float32(1)}, 0, ema)
+    assert loop.averaged(None, {"w": 1}, 0, ema) is None
+    first = loop.averaged({"w": jnp.zeros(())}, {"w": jnp.float32(1)}, 0, ema)
     assert float(first["w"]) == pytest.approx(0.9)  # the start is forgotten soon
 
 

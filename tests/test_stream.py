@@ -8,8 +8,8 @@ from conftest import ROOT, SLOW_MODEL, TINY, VOCABULARY, Terminal, command
 import numpy as np
 import pytest
 
-from beyond import checkpoint
-import utils
+from beyond.formats import checkpoint
+import cli
 
 pytest.importorskip("pty")  # a Unix terminal
 
@@ -51,12 +51,12 @@ def test_a_terminal_shows_whole_characters_and_no_bar(writer, program):
 
 @pytest.mark.parametrize(
     "main",
-    ["gpt2.main", "beyond.combine.chapter(lookahead=True)", "beyond.complete.main"],
+    ["gpt2.main", "beyond.preset('complete', lookahead=True)", "beyond.complete.main"],
     ids=["gpt2", "look", "complete"],
 )
 def test_ctrl_c_ends_the_line(main):
     """What was written stays, and the exit status is 130."""
-    code = f"{SLOW_MODEL}\nimport utils, beyond.combine, beyond.complete\nutils.run({main}, 'prompt')"
+    code = f"{SLOW_MODEL}\nimport cli, beyond.complete\ncli.run({main})"
     plain = command("KING", "100", "shakespeare", "--temperature=2", "--seed=1").stdout.decode()
     screen = Terminal("-c", code, "KING", "100", "shakespeare", "--temperature=2", "--seed=1")
     shown = screen.read(until=plain[:10])
@@ -94,7 +94,7 @@ def test_ctrl_c_within_a_character(encoder, monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stdout", screen)
     with pytest.raises(KeyboardInterrupt):
-        utils.show(encoder.decode_stream(ids()), 9)
+        cli.show(encoder.decode_stream(ids()), 9)
     assert "".join(screen.written) == "é 👍\n"
 
 

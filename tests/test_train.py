@@ -14,7 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from beyond import checkpoint, fit, state, tokenizer, train
+from beyond import tokenizer, train
+from beyond.formats import checkpoint
+from beyond.learn import learner, loop, optimizers, state
 from encoder import get_encoder
 import gpt2
 import gpt2_pico
@@ -42,15 +44,15 @@ def pico_losses(params, ids, n_head):
 def test_the_loss_is_the_cross_entropy_of_the_shifted_ids(params):
     ids = golden.inputs(HPARAMS)
     expected = pico_losses(params, ids, HPARAMS["n_head"])
-    np.testing.assert_allclose(train.token_losses(params, ids, HPARAMS["n_head"]), expected, rtol=2e-4, atol=2e-4)
-    assert float(train.lm_loss(params, ids, HPARAMS["n_head"])) == pytest.approx(expected.mean(), rel=1e-5)
+    np.testing.assert_allclose(learner.token_losses(params, ids, HPARAMS["n_head"]), expected, rtol=2e-4, atol=2e-4)
+    assert float(learner.lm_loss(params, ids, HPARAMS["n_head"])) == pytest.approx(expected.mean(), rel=1e-5)
     assert gpt2.np is np and gpt2.transformer_block is not train.transformer_block  # all is as it was
 
 
 def test_the_loss_is_finite_where_a_probability_is_0(params):
     certain = {**params, "wte": params["wte"] * 1000}
     assert pico_losses(certain, golden.inputs(HPARAMS), HPARAMS["n_head"]).max() > 104  # exp(-104) is 0 in float32
-    assert np.isfinite(train.lm_loss(certain, golden.inputs(HPARAMS), HPARAMS["n_head"]))
+    assert np.isfinite(learner.lm_loss(certain, golden.inputs(HPARAMS), HPARAMS["n_head"]))
 
 
 @pytest.mark.parametrize("rate", [0, 0.3])
@@ -62,8 +64,8 @@ def test_gradients_are_finite_differences(params, rate):
 
         @jax.jit
         def loss(params):
-            return train.lm_loss(
-                train.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], train.with_dropout
+            return learner.lm_loss(
+                learner.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], learner.with_dropout
             )
 
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(params)), *jax.tree.flatten(params)
@@ -77,17 +79,17 @@ def test_gradients_are_finite_differences(params, rate):
 
 
 def test_dropout_zeroes_a_share_and_keeps_the_mean(params):
-    dropped = train.dropout(params, jax.random.key(0), 0.2, 40)["blocks"]
+    dropped = learner.dropout(params, jax.random.key(0), 0.2, 40)["blocks"]
     masks = np.concatenate([np.asarray(mask)[None] for block in dropped for mask in block["keep"]])
     assert masks.shape == (5, 40, HPARAMS["n_embd"]) and set(np.unique(masks)) == {0, np.float32(1.25)}
     assert np.abs((masks == 0).mean(axis=(1, 2)) - 0.2).max() < 0.04
     assert all((a != b).any() for i, a in enumerate(masks) for b in masks[:i])
     ids = golden.inputs(HPARAMS)[:20]
-    plain = float(train.lm_loss(params, ids, HPARAMS["n_head"]))
+    plain = float(learner.lm_loss(params, ids, HPARAMS["n_head"]))
     none, some = (
         float(
-            train.lm_loss(
-                train.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], train.with_dropout
+            learner.lm_loss(
+                learner.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], learner.with_dropout
             )
         )
         for rate in (0, 0.2)
@@ -118,7 +120,7 @@ def test_each_held_out_token_is_scored_once_with_its_context(params, n, stride):
         for i, loss in enumerate(pico_losses(params, ids[start : start + n_ctx + 1], HPARAMS["n_head"])):
             losses.setdefault(start + i + 1, loss)
     assert sorted(losses) == list(range(1, n))
-    assert train.held_out_loss(params, ids, HPARAMS["n_head"], stride) == pytest.approx(
+    assert learner.held_out_loss(params, ids, HPARAMS["n_head"], stride) == pytest.approx(
         np.mean(list(losses.values())), rel=1e-5
     )
 
@@ -153,7 +155,7 @@ def test_rows_are_pieces_of_the_text(tmp_path):
 def line(folder, loss=None, held_out=None, settings=None, **changes):
     """fit of w to rows that are all 3: (history, what was saved)."""
     saved = []
-    history = fit.fit(
+    history = loop.fit(
         **{
             "params": {"w": np.float32(0)},
             "loss": loss or (lambda params, row, key: ((params["w"] - row) ** 2).mean()),
@@ -230,7 +232,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path, bad):
 def test_the_learning_rate_rises_at_once_and_falls_to_the_end():
     """Also in the first update, which would change nothing at a learning rate of 0."""
     for steps, n in (1, 0), (2, 1), (40, 2), (200, 6):
-        found = [float(fit.schedule(steps, 0.5)(i)) for i in range(steps + 1)]
+        found = [float(optimizers.schedule(steps, 0.5)(i)) for i in range(steps + 1)]
         np.testing.assert_allclose(found[: n + 1], [0.5 * (i + 1) / (n + 1) for i in range(n + 1)], rtol=1e-5)
         along = [0.5 * (0.02 + 0.98 * (1 + np.cos(np.pi * i / (steps - n))) / 2) for i in range(steps - n + 1)]
         np.testing.assert_allclose(found[n:], along, rtol=1e-4)
@@ -239,9 +241,9 @@ def test_the_learning_rate_rises_at_once_and_falls_to_the_end():
 # --- the optimizers ---
 
 OPTIMIZERS = {
-    "AdamW": lambda: fit.adamw(40, 0.1),
-    "Muon": lambda: fit.muon_and_adamw(40, 0.1, 0.3),
-    "Muon without decay": lambda: fit.muon_and_adamw(40, 0.1, 0),
+    "AdamW": lambda: optimizers.adamw(40, 0.1),
+    "Muon": lambda: optimizers.muon_and_adamw(40, 0.1, 0.3),
+    "Muon without decay": lambda: optimizers.muon_and_adamw(40, 0.1, 0),
 }
 FIRST = 0.1 / 3  # the learning rate of the first of 40 updates, two of which are the warm-up
 
@@ -347,7 +349,7 @@ def test_training_makes_the_held_out_loss_fall(trained, text):
     counts = np.bincount(encoder.encode(TEXT[:cut]), minlength=300) + 1
     without_context = -np.log(counts / counts.sum())[ids].mean()
     assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned what follows what
-    n, a_token = len(ids) - 1, train.held_out_loss(params, ids, 2, 4)
+    n, a_token = len(ids) - 1, learner.held_out_loss(params, ids, 2, 4)
     assert done.stdout.decode() == (
         f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
         f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n"

@@ -167,30 +167,30 @@ def test_what_the_page_says_of_speed():
     ours, limit = engines["gpt2.py"], engines["the machine's limit"]
     factors = {what: float(re.match(r"[\d.]+", ratio)[0]) for what, ratio, _ in measured["more"] if ratio}
     for pattern, expected in (
-        (r"about ([\d.]+) times as long as it takes to read all weights", ours["decode 10"] / limit["decode 10"]),
-        (r"1000 tokens as long as some (\d+) tokens one by one", ours["prefill 1000"] / ours["decode 10"]),
-        (r"repeats itself came about ([\d.]+) times as fast", factors["lookahead, text that repeats, gpt2.py"]),
-        (r"16 texts together got about ([\d.]+) times", factors["batch of 16, gpt2.py"]),
+        (r"about ([\d.]+) times as long as reading all weights", ours["decode 10"] / limit["decode 10"]),
+        (r"1000 tokens took as long as decoding some (\d+) tokens", ours["prefill 1000"] / ours["decode 10"]),
+        (r"decoding was about ([\d.]+) times as fast for text that repeats itself", factors["lookahead, text that repeats, gpt2.py"]),
+        (r"a batch of 16 texts produced about ([\d.]+) times", factors["batch of 16, gpt2.py"]),
     ):
         (said,) = re.findall(pattern, prose)
         assert abs(float(said) / expected - 1) < 0.3, (pattern, expected)
-    assert factors["lookahead, text that does not, gpt2.py"] > 0.95  # "and other text no slower"
+    assert factors["lookahead, text that does not, gpt2.py"] > 0.95  # "no slower for other text"
 
 
 def test_what_the_page_says_of_each_part():
     with open(FOLDER / "parts.json", encoding="utf-8") as file:
         losses = {name: part["loss"] for name, part in json.load(file)["parts"].items()}
     for pattern, before, after in (
-        (r"each token is brings ([\d.]+) nats", "uniform", "counts"),
-        (r"the token before it another ([\d.]+):", "counts", "pairs"),
-        (r"One head brings ([\d.]+),", "positions", "one head"),
+        (r"Token frequencies save ([\d.]+) nats", "uniform", "counts"),
+        (r"the previous token another ([\d.]+):", "counts", "pairs"),
+        (r"One head saves ([\d.]+),", "positions", "one head"),
         (r"the feed-forward network ([\d.]+),", "heads", "feed-forward"),
         (r"four blocks instead of one ([\d.]+)\.\s", "feed-forward", "depth"),
     ):
         (said,) = re.findall(pattern, ENGLISH)
         assert said == f"{losses[before] - losses[after]:.{len(said.partition('.')[2])}f}", pattern
     assert abs(losses["embeddings"] - losses["pairs"]) < 0.06  # "as well as the table"
-    assert abs(losses["positions"] - losses["embeddings"]) < 0.02  # "alone bring nothing"
+    assert abs(losses["positions"] - losses["embeddings"]) < 0.02  # "alone do not help"
 
 
 def test_the_held_out_loss_of_the_exercises():

@@ -11,7 +11,7 @@ import zipfile
 import jax
 import numpy as np
 
-from beyond import files
+from beyond.files import runs, writing
 
 
 def load_npz(path, *names):
@@ -26,7 +26,7 @@ def load_npz(path, *names):
 
 
 def state_path(folder):
-    return os.path.join(folder, files.STATE)
+    return os.path.join(folder, runs.STATE)
 
 
 def write_state(folder, settings, steps, tree, history):
@@ -35,7 +35,7 @@ def write_state(folder, settings, steps, tree, history):
         return
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
     os.makedirs(folder, exist_ok=True)
-    files.write_whole(
+    writing.write_whole(
         state_path(folder),
         lambda part: np.savez(part, settings=json.dumps(settings), steps=steps, history=history, **leaves),
     )
@@ -46,10 +46,10 @@ def check_state(folder, settings):
 
     To be called before anything takes long or is written.
     """
-    files.check_new(folder)
+    writing.check_new(folder)
     if not os.path.exists(state_path(folder)):
         return False
-    files.same_work(folder, str(load_npz(state_path(folder), "settings")["settings"]), settings)
+    runs.same_work(folder, str(load_npz(state_path(folder), "settings")["settings"]), settings)
     return True
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 
-from beyond import vocabulary
+from beyond.formats import vocabulary
 import utils
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

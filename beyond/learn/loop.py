@@ -18,59 +18,13 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
 
-from beyond.parallel import all_devices, check_same, fetch, keep_split, put_all, put_rows, read_ahead, split
-from beyond.state import read_state, saved_steps, write_state
-import utils
+from beyond.devices.processes import check_same
+from beyond.devices.sharding import all_devices, fetch, keep_split, put_all, put_rows, split
+from beyond.learn.rows import read_ahead
+from beyond.learn.state import read_state, saved_steps, write_state
 
 # --- optimizers ---
-
-
-def schedule(steps, learning_rate):
-    """Warm-up, as the first gradients point anywhere; then down along a cosine, to settle.
-
-    Update i of the first n has (i + 1) / (n + 1) of the learning rate: at 0 the first one would change nothing."""
-    n = min(math.ceil(0.03 * steps), steps - 1)
-    return optax.warmup_cosine_decay_schedule(learning_rate / (n + 1), learning_rate, n, steps, 0.02 * learning_rate)
-
-
-def adamw(steps, learning_rate):
-    """AdamW (https://arxiv.org/abs/1711.05101): what was learned before should not be forgotten at once, so there is
-    little decay, and of matrices only."""
-    return optax.chain(
-        optax.clip_by_global_norm(1),
-        optax.adamw(
-            schedule(steps, learning_rate),
-            b2=0.99,
-            weight_decay=0.01,
-            mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
-        ),
-    )
-
-
-def muon_and_adamw(steps, learning_rate, weight_decay):
-    """Muon (https://kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for all else.
-
-    Muon moves a matrix in all directions alike, which takes fewer steps; its updates are made as large as AdamW's
-    (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay, as a norm's g
-    has its right size. Clipping: for the odd batch.
-    """
-
-    def for_muon(path, x):  # all axes of a w but the first one are its outputs
-        is_matrix = path[0].key == "blocks" and path[-1].key == "w"
-        return MuonDimensionNumbers(0, tuple(range(1, x.ndim))) if is_matrix else None
-
-    return optax.chain(
-        optax.clip_by_global_norm(1),
-        muon(
-            schedule(steps, learning_rate),
-            weight_decay=weight_decay,
-            adam_b2=0.99,
-            consistent_rms=0.2,
-            muon_weight_dimension_numbers=functools.partial(jax.tree_util.tree_map_with_path, for_muon),
-        ),
-    )
 
 
 # --- one step ---
@@ -106,20 +60,6 @@ def averaged(average, params, step, ema):
         return None
     kept = jnp.minimum(ema, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _row_loss(loss, params, row, fixed):
-    return loss(params, row, None, *fixed)
-
-
-def mean_loss(loss, params, rows, *fixed):
-    """The mean of loss(params, row, None, *fixed) over rows, one after the other."""
-    from tqdm import tqdm
-
-    n, fixed = len(jax.tree.leaves(rows)[0]), tuple(fixed)
-    bar = tqdm(range(n), "evaluating", leave=False, disable=None)
-    return float(np.mean([float(_row_loss(loss, params, jax.tree.map(lambda x: x[i], rows), fixed)) for i in bar]))
 
 
 # --- the loop ---
@@ -248,56 +188,3 @@ def _steps_in(minutes, update, tree, rows):
 
 
 # --- what the learning chapters have in common ---
-
-RANGES = {
-    "steps": (1, 10**9),
-    "batch_size": (1, 10**6),
-    "eval_every": (1, 10**9),
-    "patience": (1, 10**9),
-    "seed": (0, 2**63 - 1),
-    "learning_rate": (1e-9, 1.0),
-}
-
-
-def check_settings(settings, optional=(), **ranges):
-    """Raises ValueError for an argument that is out of range, naming the range.
-
-    ranges: {name: (low, high)} of what is not in RANGES; optional: the names that may be None.
-    """
-    for name, limits in {**RANGES, **ranges}.items():
-        if name in settings and not (name in optional and settings[name] is None):
-            utils.check(name, settings[name], *limits)
-
-
-def check_divides(batch_size, n_devices=None, micro_batch_size=None):
-    """Raises ValueError unless each device, by default all that there are, gets as many whole micro-batches."""
-    n = (n_devices or jax.device_count()) * (micro_batch_size or 1)
-    if batch_size % n:
-        more = f", with micro_batch_size={micro_batch_size}" if micro_batch_size else ""
-        raise ValueError(f"batch_size={batch_size} must be a multiple of {n}, the number of devices{more}")
-
-
-def last_blocks(params, k):
-    """What learns where all but the last k blocks stay as they are."""
-    return {"blocks": params["blocks"][len(params["blocks"]) - k :], "ln_f": params["ln_f"]}
-
-
-def joined(params, trained):
-    """params with what was trained of them, last_blocks say, in its place."""
-    blocks, learned = params["blocks"], trained.get("blocks", [])
-    return {**params, **trained, "blocks": [*blocks[: len(blocks) - len(learned)], *learned]}
-
-
-def tell(seconds, n_rows, n_all, n_trained, settings):
-    """Says, before it begins, about how long a run will take and how much memory.
-
-    seconds: what evaluating n_rows took. A step takes about 3 times as long for a row: forward, and twice that back.
-    Memory: all weights, and of those that learn five times as much: gradients, two moments, the best, a copy to save.
-    """
-    steps = settings["steps"]
-    total = seconds / n_rows * 3 * settings["batch_size"] * steps + seconds * math.ceil(steps / settings["eval_every"])
-    print(
-        f"at most {steps} steps: about {total / 60:.1f} minutes here, and {4e-9 * (n_all + 5 * n_trained):.1f} GB of "
-        f"memory besides a row's activations",
-        file=sys.stderr,
-    )

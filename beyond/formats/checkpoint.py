@@ -23,7 +23,7 @@ import struct
 import google_crc32c
 import numpy as np
 
-from beyond import files
+from beyond.files import reading, writing
 import utils
 
 
@@ -86,7 +86,7 @@ def save_model(params, hparams, folder):
     try:
         os.makedirs(part)
         for name, text in ("hparams.json", json.dumps(hparams)), ("checkpoint", CHECKPOINT):
-            files.write_text(os.path.join(part, name), text)
+            writing.write_text(os.path.join(part, name), text)
         save_checkpoint(
             os.path.join(part, "model.ckpt"),
             arrays,
@@ -104,8 +104,8 @@ def save_folder(params, hparams, folder, model_size, models_dir):
     """Writes a model's seven files, with the vocabulary of the model that it comes from."""
     save_model(params, hparams, folder)
     for name in "encoder.json", "vocab.bpe":
-        text = files.read_text(os.path.join(utils.folder_of(model_size, models_dir), name))
-        files.write_text(os.path.join(folder, name), text)
+        text = reading.read_text(os.path.join(utils.folder_of(model_size, models_dir), name))
+        writing.write_text(os.path.join(folder, name), text)
 
 
 # --- a checkpoint ---

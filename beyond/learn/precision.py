@@ -21,7 +21,7 @@ def half(x):
     return x.astype(jnp.bfloat16)
 
 
-def linear(x, w, b):  # as train.linear
+def linear(x, w, b):  # as learner.linear
     return jnp.tensordot(half(x), half(w), 1).astype(jnp.float32) + b
 
 

@@ -1,6 +1,6 @@
 """The engines that beyond/benchmark.py compares, PicoGPT's own among them, each on the same weights.
 
-    python -m beyond.peers "Hugging Face" models/124M
+    python -m beyond.bench.engines "Hugging Face" models/124M
 
 prints, as JSON, the seconds of reading prompts of 10, 100 and 1000 tokens and of a token after 10, 100 and 900. Each
 engine has a process of its own, so that none inherits another's threads. Its own form of a model is made from the
@@ -17,7 +17,11 @@ import time
 
 import numpy as np
 
-from beyond import batch, checkpoint, combine, lookahead, variant
+from beyond import batch, lookahead, variant
+from beyond.devices import sharding
+from beyond.fast import flags
+from beyond.formats import checkpoint
+import cli
 import gpt2
 import gpt2_pico
 import utils
@@ -55,7 +59,7 @@ def steps(n, prefill, decode):
 
 
 def picogpt(folder, kernels=False, bits=None):
-    model, _, hparams, params = combine.load(*parts(folder), kernels, bits)
+    model, _, hparams, params = flags.load(*parts(folder), kernels, bits)
     shape = 2, hparams["n_head"], hparams["n_ctx"], hparams["n_embd"] // hparams["n_head"]
     cache = [np.zeros(shape, np.float32) for _ in params["blocks"]]
 
@@ -89,9 +93,9 @@ def together(folder):
     They take turns with gpt2.py, so that a noisy machine disturbs all alike.
     """
     engines = {
-        "gpt2.py": combine.load(*parts(folder)),
-        "kernels": combine.load(*parts(folder), True),
-        "int8": combine.load(*parts(folder), True, 8),
+        "gpt2.py": flags.load(*parts(folder)),
+        "kernels": flags.load(*parts(folder), True),
+        "int8": flags.load(*parts(folder), True, 8),
     }
     runs, passes, prompts = {}, {}, [(IDS[i : i + 10], 40, 0) for i in range(64)]
     texts = {"text that repeats": {}, "text that does not": {"temperature": 1.0, "seed": 0}}
@@ -179,7 +183,7 @@ def jax(folder):
 
     jax, jnp = gpu.jax, gpu.jnp
     hparams, params = load(folder)
-    params, n_head = gpu.place(params, hparams["n_head"], gpu.make_mesh("1x1")), hparams["n_head"]
+    params, n_head = gpu.place(params, hparams["n_head"], sharding.make_mesh("1x1")), hparams["n_head"]
     shape = 2, n_head, hparams["n_ctx"], hparams["n_embd"] // n_head
 
     @functools.partial(jax.jit, donate_argnums=1)
@@ -338,4 +342,4 @@ def main(name, folder):
 
 
 if __name__ == "__main__":
-    utils.run(main, "name", "folder")
+    cli.run(main)

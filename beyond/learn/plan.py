@@ -14,7 +14,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from beyond import gpu
+from beyond.devices import sharding
 import utils
 
 DEVICES = {  # as their makers' data sheets have them: {dtype: operations a second, dense}, bytes of memory
@@ -84,10 +84,10 @@ def memory(hparams, rows, n_model=1, rematerialize=False, ema=0.0):
 def devices_of(kind, mesh, dtype):
     """(name, n_data, n_model, operations a second of all, bytes of memory of each, the MFU to expect)."""
     if kind in DEVICES:
-        n_data, n_model = gpu.mesh_sizes(mesh or "1x1")
+        n_data, n_model = sharding.mesh_sizes(mesh or "1x1")
         rates, limit = DEVICES[kind]
         return kind, n_data, n_model, rates[dtype] * n_data * n_model, limit, MEASURED.get(kind, ASSUMED)
-    n_data, n_model = gpu.mesh_sizes(mesh or f"{jax.device_count()}x1")
+    n_data, n_model = sharding.mesh_sizes(mesh or f"{jax.device_count()}x1")
     first = jax.devices()[0]
     limit = (first.memory_stats() or {}).get("bytes_limit")  # a CPU's is that of the machine
     limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (n_data * n_model)

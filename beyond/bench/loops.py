@@ -19,9 +19,10 @@ import sys
 
 import numpy as np
 
-from beyond import checkpoint
-from beyond.peers import medians
-import utils
+from beyond.bench.engines import medians
+from beyond.formats import checkpoint
+from beyond.learn import learner, optimizers
+import cli
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 256, "n_embd": 192, "n_head": 6, "n_layer": 6}
 BATCH, STEPS, TURNS = 8, 5, 3
@@ -36,17 +37,20 @@ def picogpt(muon=False):
     """A function of the number of a step that makes it and returns the loss."""
     import jax
 
-    from beyond import fit, gpu, parallel, train
+    from beyond.devices import sharding
+    from beyond.learn import loop
 
-    mesh = parallel.all_devices()
-    made = (functools.partial(fit.muon_and_adamw, weight_decay=0.1) if muon else fit.adamw)(1000, learning_rate=1e-3)
-    params = parallel.split(gpu.by_heads(checkpoint.initial_params(**SHAPE), SHAPE["n_head"]), mesh)
-    update = fit.updater(lambda params, row, key: train.lm_loss(params, row, SHAPE["n_head"]), made, 0, mesh)
+    mesh = sharding.all_devices()
+    made = (functools.partial(optimizers.muon_and_adamw, weight_decay=0.1) if muon else optimizers.adamw)(
+        1000, learning_rate=1e-3
+    )
+    params = sharding.split(sharding.by_heads(checkpoint.initial_params(**SHAPE), SHAPE["n_head"]), mesh)
+    update = loop.updater(lambda params, row, key: learner.lm_loss(params, row, SHAPE["n_head"]), made, 0, mesh)
     kept = params, jax.jit(made.init)(params), None
 
     def step(i):
         nonlocal kept
-        kept, loss = update(kept, parallel.put_rows(batch(i).reshape(-1, 1, SHAPE["n_ctx"] + 1), mesh, 1), i)
+        kept, loss = update(kept, sharding.put_rows(batch(i).reshape(-1, 1, SHAPE["n_ctx"] + 1), mesh, 1), i)
         return float(loss)
 
     return step
@@ -149,4 +153,4 @@ def main(name):
 
 
 if __name__ == "__main__":
-    utils.run(main, "name")
+    cli.run(main)

@@ -5,11 +5,15 @@ ids, too, made text again, a few hundred characters, and encoded once more. What
 seed and the number of the step, so it is the same on any number of devices and processes.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+import itertools
 import re
+import time
 
 import numpy as np
 
-from beyond import corpus, tokenizer
+from beyond import tokenizer
+from beyond.learn import corpora
 from encoder import BYTE_TO_CHAR, Encoder
 
 HELD_OUT = 2**20  # tokens, at most, of a corpus
@@ -26,9 +30,9 @@ def from_text(text, n_vocab):
 
 def from_corpus(folder):
     """The same of a corpus, whose ids stay where they are."""
-    encoder, ids, _ = corpus.load(folder)
+    encoder, ids, _ = corpora.load(folder)
     cut = len(ids) - min(len(ids) // 10, HELD_OUT)
-    return encoder, ids[:cut], ids[cut:], corpus.contents(folder)
+    return encoder, ids[:cut], ids[cut:], corpora.contents(folder)
 
 
 def check_length(ids, n_ctx, what):
@@ -89,3 +93,16 @@ def row_maker(encoder, ids, n_ctx, batch_size, left_out=0.0, by_blank_lines=Fals
         return found[: n_ctx + 1] if len(found) > n_ctx else piece
 
     return lambda rng: np.array([row(rng) for _ in range(batch_size)], np.int32)
+
+
+def read_ahead(function, arguments):
+    """Yields function(argument) for each, and the seconds that this took to wait for; a thread makes the next one."""
+    arguments = iter(arguments)
+    with ThreadPoolExecutor(1) as thread:
+        coming = [thread.submit(function, one) for one in itertools.islice(arguments, 1)]
+        while coming:
+            begin = time.perf_counter()
+            found = coming.pop().result()
+            waited = time.perf_counter() - begin
+            coming = [thread.submit(function, one) for one in itertools.islice(arguments, 1)]
+            yield found, waited

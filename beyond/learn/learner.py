@@ -1,0 +1,83 @@
+"""The model as it learns."""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beyond import variant
+from beyond.devices.sharding import all_devices, put_rows
+from beyond.learn import precision
+import gpt2
+
+
+def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; c_attn has axes for q, k, v and for heads here
+    return jnp.tensordot(x, w, 1) + b
+
+
+model = variant(gpt2, np=jnp, linear=linear)  # gpt2.py with the NumPy of JAX
+
+
+def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, keep, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
+    attended, worked, *embedded = keep  # masks [n_seq, n_embd]; the first block has one for the embedding, too
+    x = x * embedded[0] if embedded else x
+    x = x + attended * model.mha(model.layer_norm(x, **ln_1), **attn, n_head=n_head)
+    return x + worked * model.ffn(model.layer_norm(x, **ln_2), **mlp)
+
+
+with_dropout = variant(model, transformer_block=transformer_block)
+
+
+def dropout(params, key, rate, n_seq):
+    """params with random masks in each block's keep: 0 with probability rate, else 1 / (1 - rate). A text that is
+    read 25 times is learned by heart unless something is missing each time (https://arxiv.org/abs/1207.0580)."""
+    shape = 2 * len(params["blocks"]) + 1, n_seq, params["wte"].shape[1]
+    masks = jax.random.bernoulli(key, 1.0 - rate, shape) / (1 - rate)
+    blocks = [{**block, "keep": masks[2 * i : 2 * i + 2]} for i, block in enumerate(params["blocks"])]
+    blocks[0]["keep"] = masks[0], masks[1], masks[-1]
+    return {**params, "blocks": blocks}
+
+
+def token_losses(params, inputs, n_head, model=model):  # [n_seq + 1] -> [n_seq]
+    """-log p of each of inputs[1:], in nats; log_softmax is finite where the log of a softmax may be log(0)."""
+    logits = model.gpt2(inputs[:-1], **params, n_head=n_head)
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), inputs[1:, None], axis=-1)[:, 0]
+
+
+def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
+    """The cross-entropy of the shifted ids: the mean loss of a next token, in nats."""
+    return token_losses(params, inputs, n_head, model).mean()
+
+
+def learner(dtype="float32", dropped=True, rematerialize=False):
+    """The model as it learns: with dropout or without, and as beyond/precision.py makes it."""
+    is_half = dtype == "bfloat16"
+    learning = precision.in_bfloat16(model) if is_half else model
+    if dropped:
+        learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
+    learning = precision.rematerialized(learning) if rematerialize else learning
+    return precision.with_projection_in_bfloat16(learning) if is_half else learning
+
+
+def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
+    """The mean loss of ids[1:] in nats, each scored once, in windows of n_ctx tokens that begin every stride tokens.
+
+    ids: n_ctx + 1 or more. Beyond the first window each token sees at least n_ctx - stride tokens before it.
+    """
+    n_ctx, n, mesh = len(params["wpe"]), len(ids) - 1, mesh or all_devices()
+    starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
+    new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
+    windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)
+    fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
+    windows, new = np.pad(windows, fill), np.pad(new, fill)
+    parts = (
+        put_rows((windows[i : i + batch_size], new[i : i + batch_size]), mesh) for i in range(0, len(new), batch_size)
+    )
+    return sum(float(_batch_loss(params, *part, n_head)) for part in parts) / n
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _batch_loss(params, rows, counted, n_head):
+    return (jax.vmap(lambda row: token_losses(params, row, n_head))(rows) * counted).sum()
