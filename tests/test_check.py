@@ -1,4 +1,4 @@
-"""tutorial/check.py: every mistake that it knows is found in files that were written in other ways, by its name alone."""
+"""tutorial/check.py finds every mistake that it knows, and names no other, in files written in different styles."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def wrong(text, *args, **kwargs):
     }
 
 
-def test_the_plain_functions_are_those_of_gpt2():
+def test_the_correct_functions_agree_with_gpt2():
     for name, cases in ALL.items():
         for args, kwargs in cases:
             if name == "gpt2" and "cache" in kwargs:
@@ -72,10 +72,9 @@ def test_the_plain_functions_are_those_of_gpt2():
             np.testing.assert_allclose(a, b, 2e-5, 2e-5 * np.abs(b).max(initial=0))
 
 
-def test_every_mistake_is_made_in_two_ways_at_least():
-    assert {(one.function, one.name) for one in mistakes.TABLE} == {way[:2] for way in WAYS} and len(
-        mistakes.TABLE
-    ) >= 40
+def test_every_mistake_is_made_in_at_least_two_ways():
+    assert {(one.function, one.name) for one in mistakes.TABLE} == {way[:2] for way in WAYS}
+    assert len(mistakes.TABLE) >= 40
     assert all(len(ways) >= 2 for names in MADE.values() for ways in names.values())
     for one in mistakes.TABLE:
         assert all(mistakes.variant((one, change)) for change in one.changes) and one.message.endswith((".", ")"))
@@ -87,7 +86,7 @@ def test_every_mistake_is_made_in_two_ways_at_least():
     [ONE, OTHER, *((ROOT / name).read_text() for name in ("gpt2.py", "gpt2_pico.py"))],
     ids=["one", "other", "gpt2", "pico"],
 )
-def test_what_is_right_passes(text):
+def test_correct_files_pass(text):
     found = findings(text, ALL)
     assert {one.status for one in found} <= {"right", "to do"} and not any(one.text for one in found)
     absent = {"gelu", "linear", "ffn", "attention", "transformer_block"} if "def mlp(" in text else set()
@@ -102,7 +101,7 @@ def test_a_mistake_is_found(function, name, way):
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.data())
-def test_mistakes_in_several_functions_are_told_once_each(data):
+def test_mistakes_in_several_functions_are_each_reported_once(data):
     learner = data.draw(st.sampled_from([ONE, OTHER]))
     expected, text = {}, learner
     for function in data.draw(
@@ -159,7 +158,7 @@ PICO = (ROOT / "gpt2_pico.py").read_text()
         ("mask reversed", "mha", "1 - np.tri", "np.tri"),
     ],
 )
-def test_a_mistake_in_what_has_no_function_of_its_own(name, function, old, new):
+def test_a_mistake_in_code_without_a_function_of_its_own(name, function, old, new):
     assert old in PICO and wrong(PICO.replace(old, new)) == {function: [name]}
 
 
@@ -198,12 +197,12 @@ def test_a_mistake_in_what_has_no_function_of_its_own(name, function, old, new):
         ("looks ahead", "mha", "def mha(x, c_attn, c_proj, n_head): return x * x.sum()"),
     ],
 )
-def test_what_no_table_has(name, function, text):
+def test_mistakes_that_are_not_in_the_table(name, function, text):
     assert wrong(OTHER + text)[function] == [name]
     assert set(wrong(OTHER + text)) == {function}
 
 
-def test_what_a_finding_says():
+def test_the_text_of_a_finding():
     (found,) = (
         one
         for one in findings(put(ONE, "layer_norm", ["(variance + eps) ** 0.5", "(variance + eps)"]))
@@ -221,7 +220,7 @@ def test_what_a_finding_says():
 
 
 def test_the_forms_of_attention():
-    """The article's first one looks at everything; another may make its own mask."""
+    """The article's first version looks at all keys; others make their own mask."""
     form = ONE.replace("def attention(q, k, v, mask):", "def attention(q, k, v):").replace(
         "v[:, part], mask)", "v[:, part])"
     )
@@ -230,14 +229,14 @@ def test_the_forms_of_attention():
     assert wrong(causal.replace(" / math.sqrt(d)", "")) == {"attention": ["no scale"]}
 
 
-def test_what_takes_other_arguments_waits():
+def test_a_caller_with_other_arguments_waits():
     text = ONE.replace("def mha(x, c_attn, c_proj, n_head):", "def mha(x, c_attn, c_proj, n_head, more):").replace(
         '["c_proj"], n_head)', '["c_proj"], n_head, more=1)'
     )
     assert wrong(text) == {"mha": ["arguments"], "transformer_block": ["waits"]}
 
 
-def test_a_body_that_is_still_to_be_written():
+def test_functions_that_are_still_to_be_written():
     start = (ROOT / "tutorial" / "start.py").read_text()
     assert [(one.function, one.status) for one in findings(start)] == [(name, "to do") for name in judge.NAMES]
     one = put(
@@ -253,20 +252,20 @@ def test_a_body_that_is_still_to_be_written():
 # --- the command ---
 
 
-def tell(tmp_path, text, *flags):
+def run_check(tmp_path, text, *flags):
     path = tmp_path / "mine.py"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return command("-m", "tutorial.check", str(path), *flags, program=None, cwd=ROOT)
 
 
 def test_the_command(tmp_path):
-    done = tell(tmp_path, put(ONE, "softmax", ["np.exp(x - biggest)", "np.exp(x)"]))
-    said = done.stdout.decode()
-    assert done.returncode == 1 and done.stderr == b"" and "softmax            wrong: no maximum (line 9)" in said
-    assert "\n9 right, 1 wrong, 0 still to do\n" in said
-    done = tell(tmp_path, ONE, "--only=mha")
+    done = run_check(tmp_path, put(ONE, "softmax", ["np.exp(x - biggest)", "np.exp(x)"]))
+    output = done.stdout.decode()
+    assert done.returncode == 1 and done.stderr == b"" and "softmax            wrong: no maximum (line 9)" in output
+    assert "\n9 right, 1 wrong, 0 still to do\n" in output
+    done = run_check(tmp_path, ONE, "--only=mha")
     assert (done.returncode, done.stderr) == (0, b"") and done.stdout.decode().startswith("mha                right\n")
-    assert_error(tell(tmp_path, ONE, "--only=mhaa"), "only='mhaa'", "gelu, softmax")
+    assert_error(run_check(tmp_path, ONE, "--only=mhaa"), "only='mhaa'", "gelu, softmax")
 
 
 def test_a_file_that_loops_exits_and_prints(tmp_path):
@@ -274,12 +273,16 @@ def test_a_file_that_loops_exits_and_prints(tmp_path):
         ONE + "def gelu(x):\n    while True:\n        x = x + 0\n\ndef softmax(x):\n    import os\n    os._exit(3)\n"
         "def linear(x, w, b):\n    import os\n    os.write(1, b'noise' * 100); print('noise' * 100)\n    return x @ w + b\n"
     )
-    done = tell(tmp_path, text, "--seconds=4")
-    said, line = done.stdout.decode(), len(ONE.splitlines())
-    assert done.returncode == 1 and done.stderr == b"" and len(said) < 2000
-    assert "wrong: timeout" in said and (f"Line {line + 2} was" in said or f"Line {line + 3} was" in said)
+    done = run_check(tmp_path, text, "--seconds=4")
+    output = done.stdout.decode()
+    line = len(ONE.splitlines())
+    assert done.returncode == 1 and done.stderr == b"" and len(output) < 2000
+    assert "wrong: timeout" in output and (f"Line {line + 2} was" in output or f"Line {line + 3} was" in output)
     assert (
-        "wrong: exit" in said and "status 3" in said and "It prints: noisenoise" in said and "8 right, 2 wrong" in said
+        "wrong: exit" in output
+        and "status 3" in output
+        and "It prints: noisenoise" in output
+        and "8 right, 2 wrong" in output
     )
 
 
@@ -293,8 +296,8 @@ def test_a_file_that_loops_exits_and_prints(tmp_path):
         ("while True: pass\n", ["still running after 1 sec"]),
     ],
 )
-def test_a_file_that_cannot_be_tried(tmp_path, text, parts):
-    assert_error(tell(tmp_path, text, "--seconds=1"), "mine.py", *parts)
+def test_a_file_that_cannot_be_checked(tmp_path, text, parts):
+    assert_error(run_check(tmp_path, text, "--seconds=1"), "mine.py", *parts)
 
 
 def test_no_file():

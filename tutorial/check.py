@@ -1,16 +1,16 @@
-"""Is your own gpt2.py right, and if not, which mistake is in it? Begin with a copy of tutorial/start.py:
+"""Is your own gpt2.py right, and if not, what is wrong with it? Start with a copy of tutorial/start.py:
 
     python -m tutorial.check mine.py
 
     softmax            right
-    layer_norm         wrong: no root (line 14)
-        It divides by the variance. Divide by its square root, the standard deviation.
-        layer_norm(...)[0, 0] is -1.2, and should be -1.34163, for x = [[1.0, 2.0, 3.0, 4.0], ...
+    layer_norm         wrong: no square root (line 14)
+        This divides by the variance. Divide by its square root, the standard deviation.
+        layer_norm(...)[0, 0] is -1.2 but should be -1.34163, for x = [[1.0, 2.0, 3.0, 4.0], ...
     linear             still to do
 
-tutorial/judge.py finds out what is said here, in a process of its own: the file may print, exit or loop for ever.
-That process writes a line of JSON for each thing that it knows; when a function takes too long, it shows where and
-ends, and another process does the same without that function.
+tutorial/judge.py does the checking in a separate process, because the file may print, exit or loop forever. That
+process writes each finding as a line of JSON. When a function takes too long, it prints where and ends, and another
+process starts over without that function.
 """
 
 import faulthandler
@@ -26,23 +26,25 @@ import types
 
 from tutorial.inputs import inputs
 from tutorial.judge import NAMES, Finding, FirstLine, check, describe
-from tutorial.mistakes import TABLE
+from tutorial.mistakes import RIGHT, TABLE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START = f"import sys; sys.path.insert(0, {ROOT!r}); from tutorial.check import child; child(*sys.argv[1:])"
-ALL = "the file"  # what is tried first, as if it were a function
+ALL = "the file"  # loading it is the first step, named as if it were a function
 
 
 # --- in the reader's process ---
 
 
 def child(path, options):
-    """Runs the file, and writes a line of JSON for each Finding, and before each thing that it tries."""
+    """Runs the file. Writes a line of JSON before it checks each function, and one for each Finding."""
     from utils import load_encoder_hparams_and_params
 
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the file prints on whatever way
-    options, sys.stdout, sys.dont_write_bytecode = json.loads(options), FirstLine(), True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards output that bypasses sys.stdout
+    options = json.loads(options)
+    sys.stdout = FirstLine()
+    sys.dont_write_bytecode = True
     stderr, sys.stderr = sys.stderr, FirstLine()
 
     def before(name):
@@ -61,11 +63,11 @@ def child(path, options):
         print(json.dumps({"done": True}), file=out, flush=True)
     except ValueError as error:
         print(json.dumps({"error": str(error)}), file=out, flush=True)
-    os._exit(0)  # whatever threads or handlers the file left
+    os._exit(0)  # despite any threads or exit handlers that the file left behind
 
 
 def load(path):
-    """The globals of the reader's file, which runs, but not as a program. Raises ValueError if it does not."""
+    """The globals of the reader's file after it has run, not as __main__. Raises ValueError if it fails."""
     with open(path, "rb") as file:
         source = file.read()
     module = types.ModuleType("mine")
@@ -75,9 +77,9 @@ def load(path):
         code = compile(source, path, "exec")
     except SyntaxError as error:
         line = (error.text or "").strip()
-        raise ValueError(f"line {error.lineno} is not Python: {error.msg}: {line}") from None
+        raise ValueError(f"line {error.lineno} is not valid Python: {error.msg}: {line}") from None
     except ValueError as error:
-        raise ValueError(f"it is not Python: {error}") from None
+        raise ValueError(f"it is not valid Python: {error}") from None
     try:
         exec(code, vars(module))
     except KeyboardInterrupt:
@@ -85,7 +87,7 @@ def load(path):
     except BaseException as error:
         raise ValueError(describe(error, vars(module))) from None
     if not any(callable(vars(module).get(name)) for name in NAMES):
-        raise ValueError(f"it has none of the functions {', '.join(NAMES)}: begin with a copy of tutorial/start.py")
+        raise ValueError(f"it defines none of {', '.join(NAMES)}: start with a copy of tutorial/start.py")
     return vars(module)
 
 
@@ -94,47 +96,47 @@ def load(path):
 
 def check_file(path, only=None, seconds=20):
     """[(Finding, line)] of a file. Raises ValueError or OSError if it cannot be run."""
-    skip, path = {}, os.path.abspath(path)
+    path = os.path.abspath(path)
     with open(path, "rb"):
         pass
+    skip = {}
     while True:
         options = json.dumps({"only": only, "seconds": seconds, "skip": list(skip)})
         command = [sys.executable, "-c", START, path, options]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-        said = [json.loads(line) for line in done.stdout.splitlines()]
-        if said and "error" in said[-1]:
-            raise ValueError(f"{path}: {said[-1]['error']}")
-        if said and "done" in said[-1]:
+        messages = [json.loads(line) for line in done.stdout.splitlines()]
+        if messages and "error" in messages[-1]:
+            raise ValueError(f"{path}: {messages[-1]['error']}")
+        if messages and "done" in messages[-1]:
             found = {
                 one["function"]: (Finding(*(one[key] for key in Finding._fields)), one["line"])
-                for one in said
+                for one in messages
                 if "function" in one
             }
-            order = [one for one in [*skip, *found] if one in skip or one in found]
-            order.sort(key=lambda name: [*NAMES[:8], "hidden_states", *NAMES[8:]].index(name))
-            return [(skip.get(name) or found[name]) for name in order if only in (None, name)]
-        tried = [one["tries"] for one in said if "tries" in one]
+            found.update(skip)
+            return [found[name] for name in RIGHT if name in found and only in (None, name)]
+        tried = [one["tries"] for one in messages if "tries" in one]
         if not tried:
             raise ValueError(f"the checker itself failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
-        kind, text, line = ended(done, path, seconds)
+        mistake, text = why_it_ended(done, path, seconds)
         if tried[-1] == ALL or tried[-1] in skip:
             raise ValueError(f"{path}: {text}")
-        skip[tried[-1]] = Finding(tried[-1], "wrong", [kind], text), line
+        skip[tried[-1]] = Finding(tried[-1], "wrong", [mistake], text), None
 
 
-def ended(done, path, seconds):
-    """(name, text, line) of why the reader's process ended before it was done."""
+def why_it_ended(done, path, seconds):
+    """(name, text) of the reason why the reader's process ended early."""
     stderr = done.stderr.decode(errors="replace")
     if "Timeout (" not in stderr:
-        return "exit", f"It ended Python itself, with status {done.returncode}.", None
+        return "exit", f"It ended the Python process with exit status {done.returncode}."
     lines = [int(number) for name, number in re.findall(r'File "(.*)", line (\d+)', stderr) if same_file(name, path)]
     if not lines:
-        return "time", f"It is not done after {seconds} seconds; --seconds={3 * seconds} waits longer.", None
+        return "timeout", f"It did not finish within {seconds} seconds; --seconds={3 * seconds} allows more time."
     text = (
-        f"Line {lines[0]} is still running after {seconds} seconds: does a loop never end? "
-        f"--seconds={3 * seconds} waits longer.\n    {linecache.getline(path, lines[0]).strip()}"
+        f"Line {lines[0]} was still running after {seconds} seconds: an infinite loop? "
+        f"--seconds={3 * seconds} allows more time.\n    {linecache.getline(path, lines[0]).strip()}"
     )
-    return "time", text, None
+    return "timeout", text
 
 
 def same_file(name, path):
@@ -142,57 +144,56 @@ def same_file(name, path):
 
 
 def report(findings):
-    """What is printed: a line for each function, and what is wrong below it."""
+    """The text to print: a line for each function, followed by what is wrong with it."""
     lines = []
     for (name, status, mistakes, text), line in findings:
         named = ", ".join(name for name in mistakes if name != "unknown") if status == "wrong" else ""
-        status = {"to do": "still to do", "waits": "not tried"}.get(status, status)
+        status = {"to do": "still to do", "waits": "not checked"}.get(status, status)
         lines.append(f"{name:18} {status}{f': {named}' if named else ''}{f' (line {line})' if line and named else ''}")
         lines += [f"    {part}" for part in text.splitlines()]
-    count = [finding.status for finding, _ in findings]
+    statuses = [finding.status for finding, _ in findings]
     lines.append(
-        f"\n{count.count('right')} right, {count.count('wrong') + count.count('waits')} wrong, "
-        f"{count.count('to do')} still to do"
+        f"\n{statuses.count('right')} right, {statuses.count('wrong') + statuses.count('waits')} wrong, "
+        f"{statuses.count('to do')} still to do"
     )
     return "\n".join(lines)
 
 
 @functools.cache
 def forms():
-    """[(pattern, in Chinese)] of all that is said of a function; {} in both is what may vary."""
+    """[(pattern, Chinese)] of all the checker's messages, as in check.zh.json; {} stands for the parts that vary."""
     with open(os.path.join(ROOT, "tutorial", "check.zh.json"), encoding="utf-8") as file:
         table = json.load(file)
-    said = {one.says: table[one.function][one.name] for one in TABLE} | table["others"]
-    return [(re.compile(re.escape(form).replace(r"\{\}", "(.*)")), words) for form, words in said.items()]
+    messages = {one.message: table[one.function][one.name] for one in TABLE} | table["others"]
+    return [(re.compile(re.escape(form).replace(r"\{\}", "(.*)")), words) for form, words in messages.items()]
 
 
 def chinese(text):
-    """What is said of a function, in Chinese. Lines that are not ours, such as code, stay as they are."""
+    """The checker's messages in Chinese. Other lines, such as code, stay as they are."""
     lines = text.splitlines()
     for i, line in enumerate(lines):
         found = ((form.fullmatch(line), words) for form, words in forms())
-        lines[i] = next((words.format(*one.groups()) for one, words in found if one), line)
+        lines[i] = next((words.format(*map(chinese, one.groups())) for one, words in found if one), line)
     return "\n".join(lines)
 
 
 def main(path: str, only: str = None, watch=False, seconds=20):
-    """Says for each function of your own gpt2.py whether it is right, and if not, which mistake is in it.
+    """Tells you which functions of your own gpt2.py are right, and what is wrong with the others.
 
-    The exit status is 0 if everything that is there is right. Begin with a copy of tutorial/start.py.
+    The exit status is 0 if no function is wrong. Start with a copy of tutorial/start.py.
 
     Args:
-        path: Your file. It runs in a process of its own, but with your rights: check only what you would run.
-        only: The name of one function, to be told of that one alone. By default all.
-        watch: Checks again whenever the file has changed, until Ctrl-C.
-        seconds: How long a function may take, 1 or more.
+        path: Your file. It runs in a separate process, but with your permissions: check only code that you would run.
+        only: The name of the only function to report on. By default all.
+        watch: Checks again whenever the file changes, until Ctrl-C.
+        seconds: How many seconds a function may take, 1 or more.
     """
-    from utils import check as check_option
+    from cli import check as check_option
 
     check_option("seconds", seconds, 1.0, 86400.0)
     check_option("watch", int(watch) if isinstance(watch, bool) else watch, 0, 1, "given without a value")
-    names = [*NAMES, "hidden_states"]
-    if only is not None and only not in names:
-        raise ValueError(f"only={only!r} must be one of {', '.join(names)}")
+    if only is not None and only not in RIGHT:
+        raise ValueError(f"only={only!r} must be one of {', '.join(RIGHT)}")
     while watch:
         look(path, only, seconds)
     findings = check_file(path, only, seconds)
@@ -202,19 +203,19 @@ def main(path: str, only: str = None, watch=False, seconds=20):
 
 
 def look(path, only, seconds):
-    """Checks a file once and waits until it changes."""
+    """Checks a file once, then waits until it changes."""
     before = stamp(path)
     try:
         print(report(check_file(path, only, seconds)), flush=True)
     except (ValueError, OSError) as error:
         print("error:", error, flush=True)
-    print(f"\nwaiting for {path} to change; Ctrl-C ends it\n", flush=True)
+    print(f"\nwaiting for {path} to change; press Ctrl-C to stop\n", flush=True)
     while stamp(path) in (before, None):
         time.sleep(0.3)
 
 
 def stamp(path):
-    """What changes when a file does; None while it is not there, as when an editor puts a new one in its place."""
+    """A value that differs once the file has changed; None while it is missing, as when an editor replaces it."""
     try:
         status = os.stat(path)
     except OSError:
@@ -224,6 +225,6 @@ def stamp(path):
 
 if __name__ == "__main__":
     sys.path.insert(0, ROOT)
-    from utils import run
+    from cli import run
 
-    run(main, "path", "only")
+    run(main)

@@ -1,11 +1,11 @@
-"""Which functions of a GPT-2 are right, and which mistake is in those that are not: check() says it.
+"""check() finds out which functions of a GPT-2 are right, and which mistakes the others contain.
 
-Each function is called on the inputs of tutorial/inputs.py and compared with a right one. If the numbers differ, the
-mistakes of tutorial/mistakes.py are made one by one, then two at a time, in the right function: the one that gives the
-reader's numbers on all inputs is the reader's. A function that is wrong or missing is replaced by a right one before
-those that call it are tried, so that a mistake is told once.
+Each function is called on the inputs of tutorial/inputs.py and compared with the correct one. If the numbers differ,
+the mistakes of tutorial/mistakes.py are made in the correct function, one at a time, then two at a time: a mistake that
+reproduces the reader's numbers on all inputs is the reader's. A wrong or missing function is replaced by the correct
+one before its callers are checked, so that each mistake is reported once.
 
-Here are no files, processes or threads: tutorial/check.py has those.
+This module uses no files, processes or threads; those are in tutorial/check.py.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ import numpy as np
 from tutorial.inputs import causal
 from tutorial.mistakes import RIGHT, SOURCES, called_by, made_in, variant
 
-NAMES = [name for name in RIGHT if name != "hidden_states"]  # that one is checked, too, but nobody needs to have it
+NAMES = [name for name in RIGHT if name != "hidden_states"]  # hidden_states is optional, but checked if it is there
 FLOAT64 = (
-    "The numbers are right, but float32 went in and float64 comes out: twice the memory and time. It comes from "
-    "np.tri, np.zeros or np.array without a dtype, or from a scalar of NumPy's: np.sqrt(2 / np.pi) is float64, "
-    "(2 / np.pi) ** 0.5 is a number of Python's and does no harm."
+    "The numbers are right, but float32 input gives float64 output, which takes twice the memory and time. The cause "
+    "is np.tri, np.zeros or np.array without a dtype, or a NumPy scalar: np.sqrt(2 / np.pi) is a float64, whereas "
+    "(2 / np.pi) ** 0.5 is a Python float, which does no harm."
 )
-CHANGED = "It changes its argument {}: whoever called it finds other numbers there. Write x = x + 1 instead of x += 1."
-APPENDED = "It changes the caller's list {}. Begin with a copy, ids = list(inputs)."
+CHANGED = "It modifies its argument {}, so the caller's array changes too. Write x = x + 1 instead of x += 1."
+APPENDED = "It modifies the caller's list {}. Start with a copy: ids = list(inputs)."
 
 
 class Finding(NamedTuple):
-    """What is said of a function. status: right, wrong, to do or waits; mistakes: their names."""
+    """The verdict on a function. status: right, wrong, to do or waits; mistakes: their names; text: for the reader."""
 
     function: str
     status: str
@@ -41,24 +41,24 @@ class Finding(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a call gave: [result, *caches], or an error's name and what to say of it; what it changed and printed."""
+    """What a call did: [result, *caches] or an error's name and description; arguments modified; text printed."""
 
-    parts: list
+    results: list
     error: str = ""
     text: str = ""
     changed: list = []
-    said: str = ""
+    printed: str = ""
 
 
 class WaitsError(Exception):
-    """A function that is not right yet takes other arguments than ours, so ours cannot take its place."""
+    """A function that is not right yet is called with arguments that the correct one, its stand-in, does not take."""
 
 
-# --- to call, and to compare ---
+# --- calling and comparing ---
 
 
 class FirstLine(io.StringIO):
-    """Keeps the beginning of what is printed, however much it is."""
+    """Keeps only the beginning of the text written to it."""
 
     def write(self, text):
         return super().write(text[:200]) if self.tell() < 200 else len(text)
@@ -67,21 +67,22 @@ class FirstLine(io.StringIO):
 def attempt(function, case, namespace=None, names=()):
     """The Outcome of a function on a copy of (args, kwargs).
 
-    namespace: the globals of the reader's own file. names: of the arguments, to say which of them was changed.
+    namespace: the globals of the reader's file. names: the arguments that the function must not modify.
     """
     args, kwargs = copy.deepcopy(case)
-    said, parts, error, text = FirstLine(), [], "", ""
+    printed = FirstLine()
+    results, error, text = [], "", ""
     try:
-        with contextlib.redirect_stdout(said), np.errstate(all="ignore"):
-            parts = [function(*args, **kwargs)]
-        parts += [kwargs["kv"]] if "kv" in kwargs else kwargs.get("cache", [])
+        with contextlib.redirect_stdout(printed), np.errstate(all="ignore"):
+            results = [function(*args, **kwargs)]
+        results += [kwargs["kv"]] if "kv" in kwargs else kwargs.get("cache", [])
     except (KeyboardInterrupt, WaitsError):
         raise
-    except BaseException as problem:  # exit() too
-        error, text = type(problem).__name__, describe(problem, namespace)
-    given, before = ({**dict(zip(names, one[0])), **one[1]} for one in ((args, kwargs), case))
-    changed = [name for name in names if name in given and not unchanged(given[name], before[name])]
-    return Outcome(parts, error, text, changed, said.getvalue())
+    except BaseException as exception:  # including SystemExit
+        error, text = type(exception).__name__, describe(exception, namespace)
+    after, before = ({**dict(zip(names, call[0])), **call[1]} for call in ((args, kwargs), case))
+    changed = [name for name in names if name in after and not unchanged(after[name], before[name])]
+    return Outcome(results, error, text, changed, printed.getvalue())
 
 
 def unchanged(a, b):
@@ -92,20 +93,21 @@ def unchanged(a, b):
     return np.array_equal(a, b)
 
 
-def describe(problem, namespace):
-    """An exception in a line, with the last line of the reader's file that it came through."""
-    frame, number, line = problem.__traceback__, None, ""
-    while frame is not None:
-        if frame.tb_frame.f_globals is namespace:
-            number = frame.tb_lineno
-            line = linecache.getline(frame.tb_frame.f_code.co_filename, number).strip()
-        frame = frame.tb_next
-    message = f"{type(problem).__name__}: {str(problem).strip() or 'no message'}".splitlines()[0]
+def describe(exception, namespace):
+    """An exception in one line, followed by the innermost line of the reader's file in its traceback."""
+    entry = exception.__traceback__
+    number, line = None, ""
+    while entry is not None:
+        if entry.tb_frame.f_globals is namespace:
+            number = entry.tb_lineno
+            line = linecache.getline(entry.tb_frame.f_code.co_filename, number).strip()
+        entry = entry.tb_next
+    message = f"{type(exception).__name__}: {str(exception).strip() or 'no message'}".splitlines()[0]
     return f"{f'Line {number}' if number else 'It'} raises {message}." + (f"\n    {line}" if line else "")
 
 
 def close(a, b):
-    """Whether two results are the same: ids exactly, arrays but for rounding, whatever their dtype."""
+    """Whether two results are equal: ids exactly, arrays up to rounding, of any float dtype."""
     if not isinstance(b, np.ndarray) or not isinstance(a, np.ndarray):
         return type(a) is type(b) and a == b
     size = np.abs(b[np.isfinite(b)]).max(initial=0)
@@ -113,146 +115,151 @@ def close(a, b):
 
 
 def same(a, b):
-    """Whether two Outcomes are: the same error, or the same results."""
-    return a.error == b.error and len(a.parts) == len(b.parts) and all(map(close, a.parts, b.parts))
+    """Whether two Outcomes have the same error or the same results."""
+    return a.error == b.error and len(a.results) == len(b.results) and all(map(close, a.results, b.results))
 
 
-# --- to find the mistake, and to say it ---
+# --- finding and describing the mistake ---
 
 
-def find(name, cases, outcomes, right, has, wrap):
-    """The one or two mistakes that give what the reader's function gave, on all inputs, else []."""
-    if all(outcome.error or same(outcome, ours) for outcome, ours in zip(outcomes, right)):
-        return []  # many things raise an error
-    own = made_in(name, without=has)
-    for made in itertools.chain(((one,) for one in made_in(name)), itertools.combinations(own, 2)):
+def find(name, cases, outcomes, right, mine, wrap):
+    """The one or two mistakes that reproduce the outcomes of the reader's function on all inputs, or [].
+
+    right: the correct outcomes. mine: the functions that the reader has written. wrap: see form().
+    """
+    if all(outcome.error or same(outcome, correct) for outcome, correct in zip(outcomes, right)):
+        return []  # an error alone could come from many mistakes
+    own = made_in(name, without=mine)
+    for made in itertools.chain(((change,) for change in made_in(name)), itertools.combinations(own, 2)):
         functions = variant(*made)
         if functions and all(map(alike, outcomes, right, runs(wrap(functions[name]), cases))):
             return [mistake for mistake, _ in made]
     return []
 
 
-def alike(mine, right, other):
-    """Whether a mistake gives what the reader's function gave, or, where that raised an error, is not right either."""
-    return same(mine, other) or (mine.error != "" and not same(right, other))
+def alike(outcome, right, mistaken):
+    """Whether a mistake gives the reader's outcome or, if the reader's function raised an error, a wrong one."""
+    return same(outcome, mistaken) or (outcome.error != "" and not same(right, mistaken))
 
 
 def runs(function, cases):
     return (attempt(function, case) for case in cases)
 
 
-def difference(name, case, mine, right):
-    """The first place where an Outcome is not as it should be."""
-    if mine.error:
-        return mine.text
-    for a, b, what in zip(mine.parts, right.parts, ["", *(f", cache {i} afterwards" for i in range(99))]):
+def difference(name, case, outcome, right):
+    """The first difference between an Outcome and the correct one."""
+    if outcome.error:
+        return outcome.text
+    for i, (a, b) in enumerate(zip(outcome.results, right.results)):
         if a is None:
             return "It returns None: is a return missing?"
         if type(a) is not type(b):
-            return f"It gives a {type(a).__name__}{shape(a)}, and should give a {type(b).__name__}{shape(b)}."
+            return f"It returns {described(a)}; it should return {described(b)}."
         if isinstance(a, list) and a != b:
-            return f"It gives {a}\n    and should give {b}\n    for {shown(name, case)}"
+            return f"It returns {a}\n    but should return {b}\n    for {shown(name, case)}"
         if isinstance(a, np.ndarray) and a.shape != b.shape:
-            return f"It gives an array{shape(a)}, and should give{shape(b)}, for {shown(name, case)}"
+            return f"It returns {described(a)}; it should return {described(b)}, for {shown(name, case)}"
         if not close(a, b):
             wrong = ~np.isclose(a, b, 2e-5, 2e-5 * np.abs(b[np.isfinite(b)]).max(initial=0), equal_nan=True)
             at = tuple(map(int, np.argwhere(wrong)[0])) if wrong.any() else (0,) * a.ndim
-            place = f"{name}(...){list(at)}{what}"
-            return f"{place} is {a[at]:.6g}, and should be {b[at]:.6g}, for {shown(name, case)}"
+            entry = f"After the call, entry {list(at)} of cache {i - 1}" if i else f"{name}(...){list(at)}"
+            return f"{entry} is {a[at]:.6g} but should be {b[at]:.6g}, for {shown(name, case)}"
     return ""
 
 
-def shape(value):
+def described(value):
     if isinstance(value, np.ndarray):
-        return f" {list(value.shape)}"
-    return f" of {len(value)}" if isinstance(value, (list, tuple)) else ""
+        return f"an array of shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of length {len(value)}"
+    return f"a value of type {type(value).__name__}"
 
 
 def shown(name, case):
-    """The arguments of a call, those that can be read in full."""
-    words = []
-    for argument, value in zip(inspect.signature(RIGHT[name]).parameters, case[0]):
-        words.append((argument, value))
+    """The arguments of a call: in full if they are short, otherwise their shapes."""
     texts = []
-    for argument, value in [*words, *case[1].items()]:
+    for argument, value in [*zip(inspect.signature(RIGHT[name]).parameters, case[0]), *case[1].items()]:
         if isinstance(value, np.ndarray) and value.size <= 16:
             texts.append(f"{argument} = {np.round(value.astype(float), 4).tolist()}")
         elif isinstance(value, (int, list)) and len(str(value)) < 50:
             texts.append(f"{argument} = {value}")
         elif isinstance(value, np.ndarray):
-            texts.append(f"{argument}{shape(value)}")
+            texts.append(f"{argument} of shape {list(value.shape)}")
     return ", ".join(texts)
 
 
-def remarks(name, function, case, mine, right):
-    """What can be seen from the numbers alone, where no known mistake gives them."""
-    a, b = (outcome.parts[0] if outcome.parts else None for outcome in (mine, right))
-    if not same(attempt(function, case), mine):
-        yield "chance", "Two calls with the same arguments give different results: something in it is random or kept."
+def remarks(name, function, case, outcome, right):
+    """Yields (name, text) for what the numbers themselves reveal when no known mistake explains them."""
+    a, b = (one.results[0] if one.results else None for one in (outcome, right))
+    if not same(attempt(function, case), outcome):
+        yield "random", "Two calls with the same arguments give different results: it is random or keeps some state."
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind != "f":
         return
     if np.isnan(a).any() and not np.isnan(b).any():
-        yield "nan", "There is nan among the numbers: 0 / 0, inf - inf or 0 * inf."
+        yield "nan", "The result contains nan, which comes from 0 / 0, inf - inf or 0 * inf."
     if a.shape == b.shape[::-1] and a.ndim == 2 and close(a.T, b):
         yield "transposed", "The result is right, but transposed."
     if a.shape != b.shape:
         return
-    x, rest = case[0][0], a - b
+    x = case[0][0]
+    error = a - b
     if (b != 0).all() and np.ptp(a / b) < 1e-4 * abs((a / b).mean()):
         yield "factor", f"All numbers are {(a / b).mean():.4g} times what they should be."
-    elif np.ptp(rest) < 1e-4 * abs(rest.mean()):
-        yield "offset", f"All numbers are too large by {rest.mean():.4g}."
-    elif isinstance(x, np.ndarray) and x.shape == b.shape and (close(rest, x) or close(rest, -x)):
-        yield "x", f"The difference is x itself: x is added once too {'often' if close(rest, x) else 'seldom'}."
+    elif np.ptp(error) < 1e-4 * abs(error.mean()):
+        yield "offset", f"All numbers are off by {error.mean():+.4g}."
+    elif isinstance(x, np.ndarray) and x.shape == b.shape and close(error, x):
+        yield "extra x", "The difference is x itself: x is added one time too many."
+    elif isinstance(x, np.ndarray) and x.shape == b.shape and close(error, -x):
+        yield "missing x", "The difference is x itself: x is missing once."
     if name in ("mha", "transformer_block", "hidden_states", "gpt2") and len(x) > 1:
-        other = x[:-1] + [0] if isinstance(x, list) else np.concatenate([x[:-1], x[-1:] + numbers_like(x)])
-        later = attempt(function, ((other,), case[1])).parts
+        if isinstance(x, list):
+            other = x[:-1] + [0]
+        else:
+            other = np.concatenate([x[:-1], x[-1:] + np.arange(1, x.shape[1] + 1, dtype=x.dtype)])
+        later = attempt(function, ((other,), case[1])).results
         if later and not close(later[0][:-1], a[:-1]):
-            yield "looks ahead", "Earlier positions change when the last token does, so they see it: look at the mask."
+            yield "looks ahead", "Earlier positions change when the last token does, so they see it: check the mask."
 
 
-def numbers_like(x):
-    return np.arange(1, x.shape[1] + 1, dtype=x.dtype)
-
-
-def judge(name, function, cases, namespace, has, wrap):
-    """The Finding for a function that can be called."""
+def judge(name, function, cases, namespace, mine, wrap):
+    """The Finding for a function that takes the right arguments."""
     names = [argument for argument in inspect.signature(RIGHT[name]).parameters if argument not in ("kv", "cache")]
     outcomes = [attempt(function, case, namespace, names) for case in cases]
     right = [attempt(wrap(RIGHT[name]), case) for case in cases]
-    if is_empty(function, outcomes[0]):
+    if is_unwritten(function, outcomes[0]):
         return Finding(name, "to do")
-    said = next((f"It prints: {one.said.strip().splitlines()[0][:80]}" for one in outcomes if one.said.strip()), "")
     wrong = [i for i, pair in enumerate(zip(outcomes, right)) if not same(*pair)]
-    told = []
+    report = []  # (name of a mistake or "", text)
     if wrong:
-        told = [(one.name, one.says) for one in find(name, cases, outcomes, right, has, wrap)]
+        report = [(one.name, one.message) for one in find(name, cases, outcomes, right, mine, wrap)]
         i = wrong[0]
-        if not told and not outcomes[i].error:
-            told += remarks(name, function, cases[i], outcomes[i], right[i])
-        told += [("" if told else outcomes[i].error or "unknown", difference(name, cases[i], outcomes[i], right[i]))]
+        if not report and not outcomes[i].error:
+            report += remarks(name, function, cases[i], outcomes[i], right[i])
+        unnamed = "" if report else outcomes[i].error or "unknown"
+        report.append((unnamed, difference(name, cases[i], outcomes[i], right[i])))
     elif any(
         a.dtype != b.dtype
-        for one, other in zip(outcomes, right)
-        for a, b in zip(one.parts, other.parts)
+        for outcome, correct in zip(outcomes, right)
+        for a, b in zip(outcome.results, correct.results)
         if isinstance(a, np.ndarray)
     ):
-        told = [("float64", FLOAT64)]
-    for argument in {argument: None for one in outcomes for argument in one.changed}:
-        told.append(("changes its arguments", (APPENDED if argument == "inputs" else CHANGED).format(argument)))
-    told += [("", said)] * bool(said)
-    names = [mistake for mistake, _ in told if mistake]
-    return Finding(name, "wrong" if names else "right", names, "\n".join(text for _, text in told))
+        report = [("float64", FLOAT64)]
+    for argument in {argument: None for outcome in outcomes for argument in outcome.changed}:
+        report.append(("modifies its arguments", (APPENDED if argument == "inputs" else CHANGED).format(argument)))
+    if printed := next((text for outcome in outcomes if (text := outcome.printed.strip())), ""):
+        report.append(("", f"It prints: {printed.splitlines()[0][:80]}"))
+    names = [mistake for mistake, _ in report if mistake]
+    return Finding(name, "wrong" if names else "right", names, "\n".join(text for _, text in report))
 
 
-def is_empty(function, outcome):
+def is_unwritten(function, outcome):
     """Whether a function is still to be written: its body is `...`, or it raises NotImplementedError."""
     code = getattr(getattr(function, "__code__", None), "co_code", b"1" * 99)
     short = len(code) <= len((lambda: None).__code__.co_code)
-    return outcome.error == "NotImplementedError" or (bool(outcome.parts) and outcome.parts[0] is None and short)
+    return outcome.error == "NotImplementedError" or (bool(outcome.results) and outcome.results[0] is None and short)
 
 
-# --- the forms that a function may have ---
+# --- the signatures that a function may have ---
 
 
 def fits(function, case):
@@ -260,22 +267,24 @@ def fits(function, case):
         inspect.signature(function).bind(*case[0], **case[1])
     except TypeError:
         return False
-    except ValueError:  # one of NumPy's own, which has no signature
+    except ValueError:  # a NumPy function, which has no signature
         pass
     return True
 
 
 def form(name, function, cases):
-    """(cases, wrap) for the arguments that the reader's function takes, as the article has more than one form.
+    """(cases, wrap) for the signature of the reader's function, as the article has more than one form.
 
-    kv, cache and past may be missing. attention may have no mask: then it looks at all keys, or masks by itself.
+    cases: those that it accepts. wrap: makes the correct function take the same arguments. kv, cache and past are
+    optional; attention without a mask looks at all keys or makes its own causal mask.
     """
     if name != "attention" or fits(function, cases[0]):
         usual = [case for case in cases if fits(function, case) or not {"kv", "cache"} & case[1].keys()]
         return usual, lambda right: right
     cases = [(case[0][:3], {}) for case in cases if len(case[0][0]) == len(case[0][1])]
     q, k, v = cases[0][0]
-    one, other = (attempt(function, ((q, k, y), {})).parts for y in (v, np.concatenate([v[:-1], v[-1:] + 1])))
+    one, other = (attempt(function, ((q, k, y), {})).results for y in (v, np.concatenate([v[:-1], v[-1:] + 1])))
+    # under a causal mask, query 0 does not see the last value
     masks = bool(one) and isinstance(one[0], np.ndarray) and one[0].ndim == 2 and close(one[0][0], other[0][0])
 
     def wrap(right):
@@ -285,15 +294,15 @@ def form(name, function, cases):
 
 
 def stand_in(name, wrap=lambda right: right):
-    """Ours in place of a function that is wrong, missing or still to do."""
+    """The correct function, to replace one that is wrong, missing or still to do."""
     right = wrap(RIGHT[name])
 
-    def ours(*args, **kwargs):
+    def correct(*args, **kwargs):
         if not fits(right, (args, kwargs)):
             raise WaitsError(name)
         return right(*args, **kwargs)
 
-    return ours
+    return correct
 
 
 def signature_of(name):
@@ -301,16 +310,16 @@ def signature_of(name):
     return signature.replace(", kv=None, past=0", "").replace(", cache=None, past=0", "")
 
 
-# --- all of it ---
+# --- all functions ---
 
 
 def check(namespace, cases, only=None, skip=(), before=lambda name: None):
-    """Yields a Finding for each function, in the order in which they build on each other.
+    """Yields a Finding for each function, each before the functions that call it.
 
-    namespace: the globals of the reader's functions. They are changed meanwhile, and restored.
-    cases: inputs(params, n_head) of a whole model, or inputs(). only: the name of one function; what it calls is tried,
-    too, but not told.
-    skip: names that are taken for wrong without being tried. before: is called with each name before it is tried.
+    namespace: the globals of the reader's functions; they are modified during the check, then restored.
+    cases: inputs(params, n_head) for a whole model, or inputs().
+    only: the name of one function; the functions that it calls are checked but not reported.
+    skip: names to treat as wrong without calling them. before: called with each name before it is checked.
     """
     mine = {name: namespace[name] for name in RIGHT if callable(namespace.get(name))}
     added = [name for name in RIGHT if name not in namespace]
@@ -321,7 +330,8 @@ def check(namespace, cases, only=None, skip=(), before=lambda name: None):
             if name not in mine:
                 finding = Finding(name, "to do")
             elif name in skip or name not in needed:
-                namespace[name], finding = stand_in(name), None
+                namespace[name] = stand_in(name)
+                finding = None
             else:
                 before(name)
                 finding = try_one(name, mine[name], cases[name], namespace, mine)
@@ -334,23 +344,20 @@ def check(namespace, cases, only=None, skip=(), before=lambda name: None):
 
 
 def try_one(name, function, cases, namespace, mine):
-    """The Finding for one function; if it is not right, ours takes its place."""
+    """The Finding for one function; if it is not right, the correct one replaces it."""
     wrap = None
     try:
         cases, wrap = form(name, function, cases)
         if not all(fits(function, case) for case in cases):
-            found = f"def {name}{inspect.signature(function)}", f"def {signature_of(name)}"
-            finding = Finding(
-                name,
-                "wrong",
-                ["arguments"],
-                f"It is {found[0]}, and should be {found[1]}.\n"
-                "The names matter: the checkpoint's dictionaries are handed over as **ln_1 or **c_fc.",
+            text = (
+                f"Its signature is {name}{inspect.signature(function)}; it should be {signature_of(name)}.\n"
+                "The names matter: the checkpoint's dictionaries are passed as **ln_1 or **c_fc."
             )
+            finding = Finding(name, "wrong", ["arguments"], text)
         else:
             finding = judge(name, function, cases, namespace, mine, wrap)
     except WaitsError as other:
-        text = f"It cannot be tried yet: it calls {other}, which has to be right first."
+        text = f"It cannot be checked yet: it calls {other}, which has to be right first."
         finding = Finding(name, "waits", ["waits"], text)
     if finding.status != "right":
         namespace[name] = stand_in(name, wrap or (lambda right: right))
