@@ -181,7 +181,7 @@ def test_what_the_page_says_of_each_part():
     with open(FOLDER / "parts.json", encoding="utf-8") as file:
         losses = {name: part["loss"] for name, part in json.load(file)["parts"].items()}
     for pattern, before, after in (
-        (r"Token frequencies save ([\d.]+) nats", "uniform", "counts"),
+        (r"Knowing the token frequencies saves ([\d.]+) nats", "uniform", "counts"),
         (r"the previous token another ([\d.]+):", "counts", "pairs"),
         (r"One head saves ([\d.]+),", "positions", "one head"),
         (r"the feed-forward network ([\d.]+),", "heads", "feed-forward"),
