@@ -1,20 +1,20 @@
-// The page: the text, what comes next, and who is told when something changes. What is drawn is in views.mjs, the views
-// of the inside in inside.mjs, the source in code.mjs; the numbers come from engine.mjs.
+// The page: the text, the next token, and the updates after each change. views.mjs draws, inside.mjs has the views of
+// the model, code.mjs the source; engine.mjs computes the numbers.
 
 import { Code } from "./code.mjs";
 import { Engine } from "./engine.mjs";
 import { Inside } from "./inside.mjs";
 import * as links from "./link.mjs";
 import { texts } from "./texts.mjs";
-import { fill, make, rove, reachable } from "./views.mjs";
+import { ensureTabStop, fill, make, rove } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search), lib = query.get("lib");
-const PROMPT = "JULIET:\nO Romeo", FIRST = { n: 32, seed: 2 };  // what is there before anything is clicked
-const HEAD = { layer: 5, head: 4 };  // one that looks at the token before, which is easily seen
+const PROMPT = "JULIET:\nO Romeo", FIRST_RUN = { n: 32, seed: 2 };  // shown before anything is clicked
+const FIRST_HEAD = { layer: 5, head: 4 };  // attends to the previous token, which is easy to see
 const N_BARS = 12, ALL_K = 101, END = "<|endoftext|>";
-const WAIT = 400;  // milliseconds until a stop is offered
-const BETWEEN = 100, PART = 3;  // from one picture of a run to the next: milliseconds, and times what a picture takes
+const WAIT = 400;  // milliseconds until the stop button appears
+const INTERVAL = 100, FACTOR = 3;  // between redraws during a run: milliseconds, and a multiple of one redraw's time
 
 const language = query.get("lang") ?? (navigator.language.startsWith("zh") ? "zh" : "en");
 
@@ -23,11 +23,11 @@ const page = {
   model: null,
   t: texts[language] ?? texts.en,
   language: language in texts ? language : "en",
-  ids: null,  // of the text, where it is known how it was made; else the text is encoded anew
-  written: { ids: [], made: [] },  // for each token of the last text, whether the model wrote it
-  chosen: null,  // the token that the views look at; null: the last
+  ids: null,  // the tokens of the text; null: it was typed and has to be encoded
+  written: { ids: [], generated: [] },  // the tokens of the last text, and whether each was generated
+  chosen: null,  // the token shown in the views; null: the last one
   result: null,  // of the last analysis
-  run: null,  // the promise of a run that goes on
+  run: null,  // the promise of the current run
 
   get token() {
     return Math.min(this.chosen ?? Infinity, (this.result?.n ?? 1) - 1);
@@ -37,40 +37,40 @@ const page = {
   number: (x, digits = 2, options = {}) =>
     x.toLocaleString(page.language, { minimumFractionDigits: digits, maximumFractionDigits: digits, ...options }),
   percent: (x) => x > 0 && x < 0.001 ? `<${page.percent(0.001)}` : page.number(x, x < 0.1 ? 1 : 0, { style: "percent" }),
-  point: (name, pattern) => code.point(name, pattern),
-  say: (text) => { $("status").textContent = text; },
-  rerun: () => look(),
+  highlight: (name, pattern) => code.highlight(name, pattern),
+  announce: (text) => { $("status").textContent = text; },
+  refresh: () => refresh(),
 
   explain({ code, detail, message }) {
-    const said = this.t.failures[code] ?? this.t.failures.broken;
-    return typeof said === "string" ? said : said(detail ?? message);
+    const text = this.t.failures[code] ?? this.t.failures.broken;
+    return typeof text === "string" ? text : text(detail ?? message);
   },
 
-  // What went wrong, where it belongs: at its line in the source, in the status line, or, if all is over, above all.
+  // Shows an error where it belongs: at its line of the source, in the status line, or, if fatal, above everything.
   fail(error) {
     if (error.code === "stopped") return;
-    if (error.code === "python") return code.failed(error.detail, true);
+    if (error.code === "python") return code.showError(error.detail, true);
     if (error.code === "too-long") {
       page.tooLong = true;
-      return page.say(page.explain(error));
+      return page.announce(page.explain(error));
     }
     console.warn(error);
     $("trouble").textContent = page.explain(error);
   },
 
-  // While something takes long, it can be stopped.
+  // Offers a stop button while something takes long.
   async busy(promise) {
-    this.waits = (this.waits ?? 0) + 1;
+    this.pending = (this.pending ?? 0) + 1;
     const timer = setTimeout(() => { $("stop").hidden = false; }, WAIT);
     try {
       return await promise;
     } finally {
       clearTimeout(timer);
-      if (!--this.waits) $("stop").hidden = true;
+      if (!--this.pending) $("stop").hidden = true;
     }
   },
 
-  async halt() {  // ends a run, and comes back when it has ended
+  async halt() {  // stops a run and waits for its end
     if (this.run) await Promise.all([stop(), this.run]);
   },
 
@@ -88,27 +88,27 @@ function settings() {
   return { temperature, top_k: k >= ALL_K ? null : k, top_p: p >= 1 ? null : p };
 }
 
-// --- a picture of the text as it is now; of several wishes in the meantime only the last counts ---
+// --- analysis and drawing of the current text; of several requests in the meantime only the last counts ---
 
-let wanted = false, looking = null, looked = { at: 0, took: 0 };
+let wanted = false, refreshing = null, last = { at: 0, took: 0 };
 
-function look() {
+function refresh() {
   wanted = true;
-  looking ??= lookAgain().finally(() => { looking = null; });
-  return looking;
+  refreshing ??= refreshWhileWanted().finally(() => { refreshing = null; });
+  return refreshing;
 }
 
-async function lookAgain() {
+async function refreshWhileWanted() {
   while (wanted) {
     wanted = false;
-    const since = performance.now();
+    const began = performance.now();
     try {
       const result = await page.busy(page.engine.analyse(page.prompt(), settings()));
       if (wanted && !page.run) continue;
-      take(result);
-      code.works();
-      looked = { at: performance.now(), took: performance.now() - since };
-      page.timing = [result.n, Math.round(looked.took)];
+      show(result);
+      code.clearTransientError();
+      last = { at: performance.now(), took: performance.now() - began };
+      page.timing = [result.n, Math.round(last.took)];
       $("timing").textContent = page.t.timing(...page.timing);
     } catch (error) {
       page.fail(error);
@@ -116,17 +116,17 @@ async function lookAgain() {
   }
 }
 
-// Keeps of each token whether the model wrote it, as far as the text is still the same; the last one may be new.
-function note(ids, made = false) {
-  const { written } = page, differs = ids.findIndex((id, i) => id !== written.ids[i]);
-  const end = differs < 0 ? ids.length : differs;
-  page.written = { ids, made: ids.map((_, i) => i < end ? written.made[i] : made && i === ids.length - 1) };
+// Remembers which tokens were generated, up to where the text changes; isGenerated is about a new last token.
+function track(ids, isGenerated = false) {
+  const { written } = page, change = ids.findIndex((id, i) => id !== written.ids[i]);
+  const end = change < 0 ? ids.length : change, known = written.generated;
+  page.written = { ids, generated: ids.map((_, i) => i < end ? known[i] : isGenerated && i === ids.length - 1) };
 }
 
-function take(result) {
-  if (page.tooLong) page.tooLong = false, page.say("");
+function show(result) {
+  if (page.tooLong) page.tooLong = false, page.announce("");
   if (!page.run) {
-    note(result.ids);
+    track(result.ids);
     page.ids ??= [...result.ids];
   }
   page.result = result;
@@ -149,54 +149,54 @@ function drawTokens() {
       button.dataset.id = id;
       button.firstChild.textContent = text, button.lastChild.textContent = id;
     }
-    button.classList.toggle("made", Boolean(page.written.made[i]));
+    button.classList.toggle("generated", Boolean(page.written.generated[i]));
     button.setAttribute("aria-pressed", i === page.token);
   });
-  reachable($("tokens"));
+  ensureTabStop($("tokens"));
   if (page.run) $("tokens").scrollTop = $("tokens").scrollHeight;
-  detail(ids[page.token]);
+  showDetail(ids[page.token]);
 }
 
 const escape = (text) => make("i", null, text).innerHTML;
 
-function detail(id) {
+function showDetail(id) {
   const { t, model } = page, { text, bytes, parts, rank } = model.vocabulary[id];
   const steps = [];
-  const tell = (id) => {  // the merges that made it, the first ones first
+  const addSteps = (id) => {  // the merges that created it, in their order
     const { text, parts } = model.vocabulary[id];
     if (!parts) return;
-    parts.forEach(tell);
+    parts.forEach(addSteps);
     steps.push(`${parts.map((part) => `<b class="token">${escape(model.vocabulary[part].text)}</b>`).join(" + ")}`
       + ` → <b class="token">${escape(text)}</b>`);
   };
-  tell(id);
+  addSteps(id);
   const origin = text === END ? t.detailSpecial : parts ? t.detailMerges(rank + 1, [...new Set(steps)].join(t.comma))
     : t.detailByte;
   $("detail").innerHTML = t.detail(escape(text), id, bytes) + origin;
 }
 
 function listenToTokens() {
-  const place = (target) => target.closest("button");
+  const indexOf = (target) => [...$("tokens").children].indexOf(target.closest("button"));
   rove($("tokens"));
-  const show = ({ target }) => {
-    const button = place(target);
-    if (button) detail(Number(button.dataset.id)), inside.hover([...$("tokens").children].indexOf(button));
+  const enter = ({ target }) => {
+    const i = indexOf(target);
+    if (i >= 0) showDetail(page.result.ids[i]), inside.hover(i);
   };
-  $("tokens").addEventListener("pointerover", show);
-  $("tokens").addEventListener("focusin", show);
-  const leave = () => { inside.hover(null); detail(page.result.ids[page.token]); };
+  $("tokens").addEventListener("pointerover", enter);
+  $("tokens").addEventListener("focusin", enter);
+  const leave = () => { inside.hover(null); showDetail(page.result.ids[page.token]); };
   $("tokens").addEventListener("pointerleave", leave);
   $("tokens").addEventListener("focusout", leave);
-  $("tokens").onclick = ({ target }) => place(target) && page.choose([...$("tokens").children].indexOf(place(target)));
+  $("tokens").onclick = ({ target }) => indexOf(target) >= 0 && page.choose(indexOf(target));
 }
 
-// --- what comes next ---
+// --- the next token ---
 
 function drawBars() {
   const { t, model, percent, result: { before, tempered, after } } = page;
   const order = Array.from(before.keys()).sort((a, b) => before[b] - before[a]).slice(0, N_BARS);
   const most = Math.max(...order.map((id) => Math.max(before[id], after[id])));
-  const full = [0.1, 0.2, 0.3, 0.5, 0.75, 1].find((limit) => limit >= most) ?? 1;  // so that bars do not jump
+  const full = [0.1, 0.2, 0.3, 0.5, 0.75, 1].find((limit) => limit >= most) ?? 1;  // so that the bars do not jump
   fill($("bars"), order.length, () => {
     const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
     make("span", button, "", { className: "token" });
@@ -214,7 +214,7 @@ function drawBars() {
     track.lastChild.style.width = `${100 * after[id] / full}%`;
     share.textContent = out ? t.cut : percent(after[id]);
   });
-  reachable($("bars"));
+  ensureTabStop($("bars"));
   let kept = 0, cut = 0, rest = 1;
   after.forEach((part, id) => { part > 0 ? kept++ : cut += tempered[id]; });
   for (const id of order) rest -= after[id];
@@ -233,44 +233,44 @@ function drawSliders() {
   }
 }
 
-// --- the text goes on ---
+// --- generation ---
 
-async function textOf(ids) {
-  const special = page.model.vocabulary[ids[0]]?.text === END;  // from which an empty text begins
+async function decode(ids) {
+  const special = page.model.vocabulary[ids[0]]?.text === END;  // stands for an empty prompt
   return page.engine.decode(special ? ids.slice(1) : ids);
 }
 
-let streams = false;
+let streaming = false;
 
-function goOn(n, seed) {
-  streams = true;
+function generate(n, seed) {
+  streaming = true;
   const run = page.busy(page.engine.generate(page.prompt(), { ...settings(), seed, n }, onToken));
   page.run = run.then(async ({ reason }) => {
     page.run = null;
     if (reason in page.t.ends) {
-      const said = page.t.ends[reason];
-      page.say(typeof said === "string" ? said : said(page.model.hparams.n_ctx));
-    } else if (n > 1) page.say(reason === "stopped" ? page.t.stopped : "");
+      const text = page.t.ends[reason];
+      page.announce(typeof text === "string" ? text : text(page.model.hparams.n_ctx));
+    } else if (n > 1) page.announce(reason === "stopped" ? page.t.stopped : "");
   }, (error) => {
     page.run = null;
     page.fail(error);
   }).then(async () => {
     drawRun();
-    await stopping;  // which waits until nothing is asked for
-    return look();
+    await stopping;  // no new request joins those that are being stopped
+    return refresh();
   });
   drawRun(n > 1);
   return page.run;
 }
 
 function onToken({ text, ids }) {
-  if (!streams) return;  // the reader has written something else in the meantime
+  if (!streaming) return;  // the user has typed something else in the meantime
   page.ids = ids;
-  note(ids, true);
+  track(ids, true);
   $("prompt").value += text;
   $("prompt").scrollTop = $("prompt").scrollHeight;
   page.chosen = null;
-  if (!looking && performance.now() - looked.at > Math.max(BETWEEN, PART * looked.took)) look();
+  if (!refreshing && performance.now() - last.at > Math.max(INTERVAL, FACTOR * last.took)) refresh();
 }
 
 function drawRun(on = false) {
@@ -282,50 +282,50 @@ function drawRun(on = false) {
 let stopping = null;
 
 async function stop() {
-  const timer = setTimeout(() => page.say(page.t.stopping), WAIT);
+  const timer = setTimeout(() => page.announce(page.t.stopping), WAIT);
   stopping ??= page.engine.stop().finally(() => { stopping = null; });
   const { restarted } = await stopping;
   clearTimeout(timer);
   if (!restarted) return;
-  page.say(page.t.restarted);
+  page.announce(page.t.restarted);
   code.restarted();
-  look();
+  refresh();
 }
 
-async function takeToken(id) {
+async function append(id) {
   await page.halt();
   page.ids = [...page.result.ids, id];
   page.chosen = null;
-  $("prompt").value = await textOf(page.ids);
-  look();
+  $("prompt").value = await decode(page.ids);
+  refresh();
 }
 
 function listenToText() {
   $("prompt").oninput = async () => {
-    streams = false;
+    streaming = false;
     Object.assign(page, { ids: null, chosen: null });
     await page.halt();
-    look();
+    refresh();
   };
-  $("run").onclick = () => page.run ? stop() : goOn(page.model.hparams.n_ctx);
-  let steps = Promise.resolve();  // one after the other, however quick the clicks
-  $("step").onclick = () => { steps = steps.then(() => page.halt()).then(() => goOn(1)); };
+  $("run").onclick = () => page.run ? stop() : generate(page.model.hparams.n_ctx);
+  let steps = Promise.resolve();  // one at a time, however fast the clicks
+  $("step").onclick = () => { steps = steps.then(() => page.halt()).then(() => generate(1)); };
   $("stop").onclick = stop;
   for (const id of ["temperature", "top_k", "top_p"]) {
-    $(id).oninput = () => { drawSliders(); look(); };
-    $(id).onfocus = () => page.point("sample");
-    $(id).onblur = () => inside.point();
+    $(id).oninput = () => { drawSliders(); refresh(); };
+    $(id).onfocus = () => page.highlight("sample");
+    $(id).onblur = () => inside.highlight();
   }
   rove($("bars"));
   $("bars").onclick = ({ target }) => {
     const button = target.closest("button");
-    if (button) takeToken(Number(button.dataset.id));
+    if (button) append(Number(button.dataset.id));
   };
 }
 
-// --- the language, and the link ---
+// --- the language and the link ---
 
-function speak(language) {
+function setLanguage(language) {
   Object.assign(page, { language, t: texts[language] });
   document.documentElement.lang = language === "zh" ? "zh-Hans" : "en";
   document.title = page.t.title;
@@ -348,26 +348,27 @@ function speak(language) {
   code.show();
 }
 
-async function share() {
+async function copyLink() {
   const { temperature, top_k, top_p } = settings(), { view, layer, head } = inside;
   const token = page.chosen === null ? null : page.chosen + 1, source = code.edited ? code.editor.text : null;
   const hash = await links.write({ text: $("prompt").value, temperature, top_k, top_p, view, layer: layer + 1,
     head: head + 1, token, source });
   history.replaceState(null, "", hash);
   const copied = await navigator.clipboard?.writeText(location.href).then(() => true, () => false);
-  page.say(copied ? page.t.linkDone : page.t.linkShown);
+  page.announce(copied ? page.t.linkDone : page.t.linkShown);
 }
 
-// Sets the page as a link says; what is out of range stays within it.
-function follow(link) {
+// Restores the state that a link describes; values out of range are clamped.
+function restore(link) {
   const { n_layer, n_head } = page.model.hparams;
-  const whole = (value, limit) => Math.min(limit, Math.max(1, Math.floor(Number(value)) || 1)) - 1;
+  const index = (value, limit) => Math.min(limit, Math.max(1, Math.floor(Number(value)) || 1)) - 1;
   if (link.text !== undefined) $("prompt").value = link.text;
   for (const id of ["temperature", "top_k", "top_p"])
     if (link[id] !== undefined && !Number.isNaN(Number(link[id]))) $(id).value = link[id];
     else if (link.text !== undefined && id !== "temperature") $(id).value = $(id).max;
-  inside.layer = whole(link.layer ?? HEAD.layer, n_layer), inside.head = whole(link.head ?? HEAD.head, n_head);
-  page.chosen = link.token === undefined ? null : whole(link.token, page.model.hparams.n_ctx);
+  inside.layer = index(link.layer ?? FIRST_HEAD.layer, n_layer);
+  inside.head = index(link.head ?? FIRST_HEAD.head, n_head);
+  page.chosen = link.token === undefined ? null : index(link.token, page.model.hparams.n_ctx);
   page.ids = null;
   drawSliders();
 }
@@ -376,23 +377,23 @@ async function start() {
   $("language").hidden = false;
   $("language").onclick = () => {
     const url = new URL(location.href);
-    speak(page.language === "zh" ? "en" : "zh");
+    setLanguage(page.language === "zh" ? "en" : "zh");
     url.searchParams.set("lang", page.language);
     history.replaceState(null, "", url);
   };
-  speak(page.language);
+  setLanguage(page.language);
   $("prompt").value = PROMPT;
   $("progress").hidden = false;
   try {
     let stage;
-    page.model = await page.engine.load((done, total, now) => {
-      if ($("progress").hidden) return;  // another worker starts
+    page.model = await page.engine.load((done, total, newStage) => {
+      if ($("progress").hidden) return;  // another worker is starting
       $("progress").max = total, $("progress").value = done;
       $("amount").textContent = page.t.megabytes(page.number(done, 1), page.number(total, 1));
-      if (stage !== now) page.say(page.t.stages[stage = now]);
+      if (stage !== newStage) page.announce(page.t.stages[stage = newStage]);
     });
   } catch (error) {
-    page.say("");
+    page.announce("");
     $("trouble").textContent ||= page.explain(error);
     return;
   } finally {
@@ -401,20 +402,20 @@ async function start() {
   }
   const link = await links.read(location.hash);
   code.start(link.source);
-  follow(link);
+  restore(link);
   listenToText();
   listenToTokens();
   inside.open(link.view);
-  page.say(link.damaged ? page.t.linkBad : page.t.ready);
+  page.announce(link.damaged ? page.t.linkBad : page.t.ready);
   $("link").hidden = false;
-  $("link").onclick = share;
+  $("link").onclick = copyLink;
   document.querySelector("main").removeAttribute("aria-busy");
   onhashchange = () => location.reload();
   matchMedia("(prefers-color-scheme: dark)").onchange = () => inside.show();
-  await look();
+  await refresh();
   performance.mark("text");
   code.upgrade();
-  if (link.text === undefined && !link.source) await goOn(FIRST.n, FIRST.seed);
+  if (link.text === undefined && !link.source) await generate(FIRST_RUN.n, FIRST_RUN.seed);
   code.measure().catch((error) => page.fail(error));
   page.engine.keepOffline().catch((error) => console.warn(error));
 }

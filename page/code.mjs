@@ -1,17 +1,16 @@
-// The source beside the views: edited, run, broken and mended, checked.
+// The source beside the views: to edit, run, break, restore and check.
 
 import { changedLines, Editor, linesOf } from "./editor.mjs";
 import { make } from "./views.mjs";
 
 const $ = (id) => document.getElementById(id);
-const PAUSE = 800;  // milliseconds after a key until the checker looks
-const PRINTED = 5000;  // characters that are kept of what a source prints
+const PAUSE = 800;  // milliseconds after a keystroke before the checker runs
+const MAX_PRINTED = 5000;  // characters of output that are kept
 const TO_WRITE = ["gelu", "softmax", "layer_norm", "linear", "ffn", "attention", "mha", "transformer_block", "gpt2"];
 
-// A break is edits [[old, new], ...] of the source. `new` may be empty, so to find it again the rest of its line, and
-// the line before or after, go with it: ways to say the same edit, of which one has to fit. Where another edit changed
-// the same line, the bare one may.
-function ways(source, [old, changed]) {
+// A break is a list of edits [[old, new], ...]. As `new` may be empty, the rest of its line and a neighbouring line help
+// to find it again. Returns equivalent edits, to be tried in turn; the bare one is for lines that another edit changed.
+function variants(source, [old, changed]) {
   const at = source.indexOf(old), line = source.lastIndexOf("\n", at - 1) + 1, end = at + old.length;
   const rest = old.endsWith("\n") ? end : source.indexOf("\n", end) + 1;
   const before = source.lastIndexOf("\n", line - 2) + 1, after = source.indexOf("\n", rest) + 1;
@@ -21,10 +20,10 @@ function ways(source, [old, changed]) {
     .filter(([, text]) => text.trim());
 }
 
-// The text with a break made or mended, or null where it has no such line.
-function turn(source, text, edits, mend) {
+// The text with a break applied or undone, or null if the lines in question are not in it.
+function applyBreak(source, text, edits, undo) {
   for (const edit of edits) {
-    const found = ways(source, edit).map((way) => mend ? way.toReversed() : way).find(([old]) => text.includes(old));
+    const found = variants(source, edit).map((it) => undo ? it.toReversed() : it).find(([old]) => text.includes(old));
     if (!found) return null;
     text = text.replace(found[0], () => found[1]);
   }
@@ -32,11 +31,11 @@ function turn(source, text, edits, mend) {
 }
 
 export class Code {
-  // page: { engine, model, t, say(text), busy(promise), halt(), fail(error), explain(error), rerun(), number(x) }
+  // page: { engine, model, t, announce(text), busy(promise), halt(), fail(error), explain(error), refresh(), number }
   constructor(page, lib) {
-    Object.assign(this, { page, lib, running: null, loss: undefined, error: null, part: null, writes: null, printed: "" });
-    const [onChange, onRun] = [() => this.changed(), () => this.apply()];
-    this.editor = new Editor($("source"), { label: page.t.editorLabel, onChange, onRun });
+    Object.assign(this, { page, lib, running: null, error: null, target: null, exercise: null, printed: "" });
+    const callbacks = { onChange: () => this.changed(), onRun: () => this.apply() };
+    this.editor = new Editor($("source"), { label: page.t.editorLabel, ...callbacks });
     $("apply").onclick = () => this.apply();
     $("reset").onclick = () => this.reset();
     $("check").onclick = () => this.check(null);
@@ -57,10 +56,10 @@ export class Code {
     this.show();
   }
 
-  upgrade() {  // to CodeMirror, once the views are there
+  upgrade() {  // to CodeMirror, after the views are drawn
     this.editor.upgrade(this.lib).then(() => {
       this.mark();
-      requestAnimationFrame(() => this.mark(true));  // when the height of a line has been measured
+      requestAnimationFrame(() => this.mark(true));  // once line heights are measured
     }).catch((error) => this.page.fail(error));
   }
 
@@ -74,39 +73,40 @@ export class Code {
     this.timer = setTimeout(() => {
       this.mark();
       this.show();
-      if (this.writes) this.check(this.writes);
-    }, this.writes ? PAUSE : 150);
+      if (this.exercise) this.check(this.exercise);
+    }, this.exercise ? PAUSE : 150);
   }
 
-  // Shows what a view is computed by: a function, or the line of it that fits.
-  point(name, pattern) {
-    this.part = [name, pattern];
+  // Highlights the function that computes a view, or only its line that matches the pattern.
+  highlight(name, pattern) {
+    this.target = [name, pattern];
     this.mark(true);
   }
 
   mark(reveal = false) {
     const { model } = this.page, { text } = this.editor;
     if (!model) return;
-    let lines = this.part && linesOf(text, this.part[0]);
-    if (lines && this.part[1]) {
-      const one = text.split("\n").findIndex((line, i) => i >= lines[0] && i < lines[1] && this.part[1].test(line));
-      if (one >= 0) lines = [one + 1, one + 1];
+    const [name, pattern] = this.target ?? [];
+    let lines = name && linesOf(text, name);
+    if (lines && pattern) {
+      const i = text.split("\n").findIndex((line, i) => i >= lines[0] && i < lines[1] && pattern.test(line));
+      if (i >= 0) lines = [i + 1, i + 1];
     }
     this.editor.mark({ part: lines, changed: changedLines(model.source, text), error: this.error });
     if (reveal && lines && !$("source").contains(document.activeElement)) this.editor.reveal(...lines);
   }
 
   show() {
-    const { model, t, number } = this.page, edited = this.running !== model.source;
+    const { model, t } = this.page, edited = this.running !== model.source;
     this.showLoss(edited);
     $("reset").disabled = !this.edited && !edited;
     $("apply").disabled = this.editor.text === this.running && !this.error;
     for (const { name, edits } of model.breaks) {
       const button = $("breaks").querySelector(`[data-break="${name}"]`);
-      const [whole, broken] = [false, true].map((mend) => turn(model.source, this.running, edits, mend) !== null);
+      const [intact, broken] = [false, true].map((undo) => applyBreak(model.source, this.running, edits, undo) !== null);
       button.textContent = t.breaks[name] ?? name;
       button.title = t.breakHelp[name] ?? "";
-      button.setAttribute("aria-pressed", broken && !whole);
+      button.setAttribute("aria-pressed", broken && !intact);
     }
     $("error").hidden = !this.error;
     const { line, message = "" } = this.error ?? {};
@@ -115,7 +115,7 @@ export class Code {
     else delete $("error").dataset.line;
   }
 
-  showLoss(edited) {  // undefined: not known yet; null: no number
+  showLoss(edited) {  // loss: undefined until it is measured, null if it is not finite
     const { model, t, number } = this.page, { loss } = this;
     $("loss").textContent = loss === undefined ? t.lossWaits : loss === null ? t.lossNone
       : t.loss(number(loss), number(Math.exp(loss), 0)) + (edited ? t.lossWas(number(model.loss)) : "");
@@ -134,14 +134,14 @@ export class Code {
       loss = original && model.loss || await engine.heldOutLoss();
       if (original) model.loss = loss;
     } finally {
-      if (running === this.running) {  // no other one has come
+      if (running === this.running) {  // it was not replaced in the meantime
         this.loss = loss;
         this.show();
       }
     }
   }
 
-  // Runs what is in the editor.
+  // Runs the text in the editor.
   async apply() {
     const { page } = this, text = this.editor.text;
     $("linked").hidden = true;
@@ -152,19 +152,19 @@ export class Code {
       await page.busy((async () => {
         await page.engine.setSource(text);
         Object.assign(this, { running: text, error: null });
-        await Promise.all([page.rerun(), this.measure()]);
+        await Promise.all([page.refresh(), this.measure()]);
       })());
-      page.say(`${text === page.model.source ? page.t.runningOriginal : page.t.running} ${$("loss").textContent}`);
+      page.announce(`${text === page.model.source ? page.t.runningOriginal : page.t.running} ${$("loss").textContent}`);
     } catch (error) {
-      if (error.code === "python") this.failed(error.detail);
+      if (error.code === "python") this.showError(error.detail);
       else page.fail(error);
     }
     this.mark();
   }
 
-  // What a source prints; of a flood the end.
+  // Shows what a source prints, at most the last MAX_PRINTED characters.
   print(text) {
-    this.printed = `${this.printed}${text}\n`.slice(-PRINTED);
+    this.printed = `${this.printed}${text}\n`.slice(-MAX_PRINTED);
     this.frame ??= requestAnimationFrame(() => {
       this.frame = null;
       $("printed").hidden = !this.printed;
@@ -173,30 +173,30 @@ export class Code {
   }
 
   reset() {
-    Object.assign(this, { writes: null, error: null });
-    this.findings(null);
+    Object.assign(this, { exercise: null, error: null });
+    this.showFindings(null);
     this.editor.set(this.page.model.source);
     return this.apply();
   }
 
   toggle(edits) {
     const { model, t } = this.page, { text } = this.editor;
-    const changed = turn(model.source, text, edits, false) ?? turn(model.source, text, edits, true);
-    if (changed === null) return this.page.say(t.breakGone);
+    const changed = applyBreak(model.source, text, edits, false) ?? applyBreak(model.source, text, edits, true);
+    if (changed === null) return this.page.announce(t.breakGone);
     this.editor.set(changed);
     return this.apply();
   }
 
-  // An error of the source; `passing` where another text may do without it.
-  failed(error, passing = false) {
-    this.error = error && { ...error, passing };
+  // Shows an error of the source, or null; `transient` if it may not occur with another prompt.
+  showError(error, transient = false) {
+    this.error = error && { ...error, transient };
     this.mark();
     this.show();
     if (error?.line) this.editor.reveal(error.line);
   }
 
-  works() {
-    if (this.error?.passing) this.failed(null);
+  clearTransientError() {
+    if (this.error?.transient) this.showError(null);
   }
 
   restarted() {
@@ -204,37 +204,37 @@ export class Code {
     this.show();
   }
 
-  // "Write it yourself": a function keeps its def line, and the reader writes the rest.
+  // "Write it yourself": only the def line of a function stays, and the user writes the rest.
   empty(name) {
     const { t } = this.page, { text } = this.editor, lines = linesOf(text, name);
-    if (!lines) return this.page.say(t.emptyGone(name));
+    if (!lines) return this.page.announce(t.emptyGone(name));
     const all = text.split("\n"), start = all.slice(0, lines[0]).join("\n").length + 5;
     all.splice(lines[0], lines[1] - lines[0], "    ...");
-    this.writes = name;
+    this.exercise = name;
     this.editor.set(all.join("\n"));
-    this.point(name);
+    this.highlight(name);
     this.editor.select(start, start + 3);
-    this.findings(null, t.emptyDone(name));
+    this.showFindings(null, t.emptyDone(name));
   }
 
   async check(only) {
     const { page } = this, { t } = page;
     clearTimeout(this.timer);
-    this.findings(null, t.checking);
+    this.showFindings(null, t.checking);
     try {
       const found = [];
       const { findings } = await page.engine.check(this.editor.text, only, (finding) => {
         found.push(finding);
-        if (!only) this.findings(found);
+        if (!only) this.showFindings(found);
       }, page.language);
-      this.findings(findings, only && findings[0]?.status === "right" ? t.writtenRight(only) : "");
+      this.showFindings(findings, only && findings[0]?.status === "right" ? t.writtenRight(only) : "");
     } catch (error) {
       if (error.code === "stopped") return;
-      this.findings(null, page.explain(error));
+      this.showFindings(null, page.explain(error));
     }
   }
 
-  findings(findings, text = "") {
+  showFindings(findings, text = "") {
     const { t } = this.page;
     $("findings").replaceChildren();
     if (text) make("p", $("findings"), text);
@@ -244,8 +244,8 @@ export class Code {
       const item = make("li", list, undefined, { className: status.replace(" ", "-") });
       make("code", item, name);
       make("b", item, t.verdicts[status] ?? status);
-      const named = (mistakes ?? []).filter((one) => one !== "unknown").join(", ");
-      if (status === "wrong") make("span", item, [named, line && t.verdictLine(line)].filter(Boolean).join(", "));
+      const names = (mistakes ?? []).filter((one) => one !== "unknown").join(", ");
+      if (status === "wrong") make("span", item, [names, line && t.verdictLine(line)].filter(Boolean).join(", "));
       if (text && status !== "right") make("p", item, text);
     }
   }

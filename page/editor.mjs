@@ -1,9 +1,9 @@
-// gpt2.py as a text to edit: in CodeMirror once it is there, in a plain text area before, and where it cannot be had.
+// An editor for gpt2.py: CodeMirror once it has loaded, a plain text area until then and where it cannot be loaded.
 
 import { loadEditor } from "./engine.mjs";
 import { make } from "./views.mjs";
 
-// The lines (from 1) of a function of the source, first and last, or null.
+// [first, last] line of a function in the source, counted from 1, or null.
 export function linesOf(source, name) {
   const lines = source.split("\n"), first = lines.findIndex((line) => line.startsWith(`def ${name}(`));
   if (first < 0) return null;
@@ -13,8 +13,8 @@ export function linesOf(source, name) {
   return [first + 1, last];
 }
 
-// The lines (from 1) of `text` that are not in `original`, by the longest common subsequence of lines. Where lines are
-// missing, the one that follows them counts as changed.
+// The lines (from 1) of `text` that are not in `original`, by their longest common subsequence. Where lines were
+// deleted, the following line counts as changed.
 export function changedLines(original, text) {
   const a = original.split("\n"), b = text.split("\n"), changed = new Set();
   let start = 0, end = 0;
@@ -28,7 +28,7 @@ export function changedLines(original, text) {
       best[i][j] = same(i, j) ? best[i + 1][j + 1] + 1 : Math.max(best[i + 1][j], best[i][j + 1]);
   const kept = (i, j) => i < n && j < m && same(i, j);
   for (let i = 0, j = 0; i < n || j < m;) {
-    const [before, from] = [i, j];
+    const before = i, from = j;
     while ((i < n || j < m) && !kept(i, j))
       if (j < m && (i === n || best[i][j + 1] >= best[i + 1][j])) changed.add(start + ++j);
       else i++;
@@ -38,7 +38,7 @@ export function changedLines(original, text) {
   return changed;
 }
 
-// The smallest replacement that makes `text` of `old`: the cursor and what can be undone stay as they are elsewhere.
+// The smallest replacement that turns `old` into `text`: elsewhere the cursor and the undo history stay intact.
 function replacement(old, text) {
   let from = 0, end = 0;
   while (from < Math.min(old.length, text.length) && old[from] === text[from]) from++;
@@ -47,7 +47,7 @@ function replacement(old, text) {
 }
 
 // An editor in `parent`: { text, set(text), mark({ part, changed, error }), reveal(line), select(from, to), relabel }.
-// onChange(text) is called at each change; onRun at Ctrl-Enter.
+// onChange(text) is called on each change; onRun on Ctrl-Enter.
 export class Editor {
   constructor(parent, { label, onChange, onRun }) {
     Object.assign(this, { parent, onChange, onRun, label, marks: { part: null, changed: new Set(), error: null } });
@@ -75,7 +75,7 @@ export class Editor {
     this.view?.dispatch({ effects: this.redraw.of(null) });
   }
 
-  reveal(first, last = first) {  // scrolls within the editor alone: the page stays where it is
+  reveal(first, last = first) {  // scrolls the editor, not the page
     if (!this.view) return;
     const { scrollDOM } = this.view, top = (line) => this.block(line).top, height = scrollDOM.clientHeight;
     const from = top(first), to = this.block(last).bottom;
@@ -147,7 +147,7 @@ export class Editor {
           EditorView.updateListener.of((update) => update.docChanged && this.onChange(this.text)),
           keymap.of([
             { key: "Mod-Enter", run: () => (this.onRun(), true) },
-            { key: "Tab", run: indentMore, shift: indentLess },  // Escape before Tab leaves: CodeMirror sees to that
+            { key: "Tab", run: indentMore, shift: indentLess },  // CodeMirror lets Escape, then Tab leave the editor
             ...defaultKeymap.filter(({ key }) => key !== "Mod-Enter"), ...historyKeymap,
           ]),
         ],

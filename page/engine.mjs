@@ -37,19 +37,19 @@
 //       the code "stopped"; generate returns the tokens it has.
 //   await engine.setSource(text) = { edited }              // runs the text as gpt2.py from now on; null: the
 //       repository's. If it does not run, fails with the code "python" and keeps the previous source.
-//   await engine.heldOutLoss() = number | null             // nats per token, first 256 held-out tokens; null: not finite
+//   await engine.heldOutLoss() = number | null             // nats per token, 256 held-out tokens; null: not finite
 //   await engine.check(source, only, onFinding, language)
 //       = { report, findings: [{ function, status, mistakes, text, line }] }
 //       The findings of tutorial/check.py; only: the name of one function, or null; language: of the texts, "en" or
 //       "zh"; status: right, wrong, to do, waits. Uses a second worker, so the first stays available. A new check stops
 //       an older one (code "stopped").
 //
-//   await engine.keepOffline() = true | false              // caches everything the page has loaded, if a service worker
+//   await engine.keepOffline() = true | false              // caches all that the page has loaded, if a service worker
 //       is available, and a snapshot of Python's memory after its start, for a faster start next time
 //
-// All errors are EngineErrors, to which texts.mjs adds the words: no-wasm; file (opened from disk); cannot-load (detail:
-// URL); python (detail: { line, message }: an error of the source, or one that gpt2.py raises, with line null);
-// too-long (detail: { n, n_ctx }); stopped; broken (detail: message).
+// All errors are EngineErrors with a code, for which texts.mjs has the words: no-wasm; file (opened from disk);
+// cannot-load (detail: URL); python (detail: { line, message }; line is null if gpt2.py rejects its input); too-long
+// (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
 // await loadEditor(lib) = { state, view, language, commands, python, highlight }: the modules of CodeMirror 6.
 //
@@ -57,16 +57,16 @@
 //   #status (role=status: progress, errors), #progress (progress), #prompt (textarea), #tokens (one child with data-id
 //   per token), #bars (one child with data-id, data-before, data-after per bar; class "cut" where after is 0),
 //   #temperature, #top_k, #top_p (range inputs), #step, #run (buttons; aria-pressed while it runs), #stop,
-//   #heads (buttons with data-layer, data-head), #lens, #steps, #source (contains CodeMirror), #apply ("run my version"),
+//   #heads (buttons with data-layer, data-head), #lens, #steps, #source (holds CodeMirror), #apply ("run my version"),
 //   #reset, #loss (data-loss: the number), [data-break=NAME] (buttons, aria-pressed while active), #error (role=alert,
 //   data-line), #check (button), #findings, #language, #link. window.engine: the Engine.
 //
 // What an edited source can reach: Python in the browser can call any JavaScript, so the source is not restricted but
 // isolated. The worker is a data: URL in a frame with sandbox="allow-scripts", so it has a unique origin: no storage,
-// cookies, DOM or other pages. The frame's Content-Security-Policy allows no connections and only data: scripts, and the
-// worker inherits it: no network through fetch, WebSocket, import() or anything else. The page fetches all bytes and
-// sends them; it gets numbers and text back, to draw. If the source never ends or exhausts memory, the frame is removed.
-// The snapshot of Python's memory is taken before any edited source runs.
+// cookies, DOM or other pages. The frame's Content-Security-Policy allows no connections and only data: scripts, and
+// the worker inherits it: no network through fetch, WebSocket, import() or anything else. The page fetches all bytes
+// and sends them; it receives numbers and text to draw. If the source never ends or exhausts memory, the frame is
+// removed. The snapshot of Python's memory is taken before any edited source runs.
 
 const ROOT = new URL("../", import.meta.url);
 const CDN = "https://cdn.jsdelivr.net/";
@@ -149,7 +149,7 @@ export async function loadEditor(lib) {
   return Object.fromEntries(found);
 }
 
-// The cache for a snapshot of Python's memory after its start, with which the next start takes a tenth of the time.
+// The cache for a snapshot of Python's memory after its start; the next start then takes a tenth of the time.
 const SNAPSHOTS = "picogpt-python";
 
 async function snapshotAddress(program) {

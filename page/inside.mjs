@@ -1,18 +1,18 @@
-// The three views of what happens inside: attention, the answer after each block, one token through one block.
+// The three views of the model: attention, the predictions after each block, one token through one block.
 
-import { drawLines, drawMap, drawNext, fill, habits, make, rove, shades, share, tint, reachable } from "./views.mjs";
+import { drawLines, drawMap, drawNext, ensureTabStop, fill, habits, make, rove, shades, share, tint } from "./views.mjs";
 import { drawSteps, line } from "./views-block.mjs";
 
 const $ = (id) => document.getElementById(id);
 const VIEWS = ["attention", "layers", "block"];
-const STEPS = 17, N_LENS = 6;  // of a block, if nothing is missing; of next tokens after each
+const N_STEPS = 17, N_LENS = 6;  // in a complete block; next tokens shown per block
 const FUNCTIONS = { attention: "attention", layers: "hidden_states", block: "transformer_block" };
 
 export class Inside {
-  // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), point(name, line), say(text), fail(error) }
+  // page: { engine, model, t, result, token, run, name(i), percent(x), choose(i), highlight, announce, fail }
   constructor(page) {
     Object.assign(this, { page, view: "attention", layer: 0, head: 0, query: null, key: null });
-    Object.assign(this, { wanted: false, asking: false });
+    Object.assign(this, { wanted: false, requesting: false });
     [this.row, this.svg] = $("lines").children;
     this.listen();
   }
@@ -28,17 +28,17 @@ export class Inside {
     });
     const large = $("large");
     large.onpointermove = large.onpointerdown = (event) => {
-      const place = (offset) => Math.min(this.n - 1, Math.max(0, Math.floor(offset * this.n / large.clientWidth)));
-      this.look(place(event.offsetY), place(event.offsetX));
+      const index = (offset) => Math.min(this.n - 1, Math.max(0, Math.floor(offset * this.n / large.clientWidth)));
+      this.pointAt(index(event.offsetY), index(event.offsetX));
     };
-    large.onpointerleave = () => this.look(null, null);
+    large.onpointerleave = () => this.pointAt(null, null);
     large.onkeydown = (event) => {
       const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
       const [rows, columns] = moves[event.key] ?? [];
       if (rows === undefined || !this.n) return;
       event.preventDefault();
-      const within = (value) => Math.min(this.n - 1, Math.max(0, value));
-      this.look(within((this.query ?? this.page.token) + rows), within((this.key ?? 0) + columns));
+      const clamp = (value) => Math.min(this.n - 1, Math.max(0, value));
+      this.pointAt(clamp((this.query ?? this.page.token) + rows), clamp((this.key ?? 0) + columns));
     };
     rove($("heads"), () => this.heads);
     $("heads").onclick = ({ target }) => {
@@ -46,18 +46,18 @@ export class Inside {
       if (button) this.set({ layer: Number(button.dataset.layer), head: Number(button.dataset.head) });
     };
     rove($("lines"));
-    this.row.onpointerover = ({ target }) => this.hover(this.place(target));
-    this.row.addEventListener("focusin", ({ target }) => this.hover(this.place(target)));
+    this.row.onpointerover = ({ target }) => this.hover(this.indexOf(target));
+    this.row.addEventListener("focusin", ({ target }) => this.hover(this.indexOf(target)));
     this.row.addEventListener("focusout", () => this.hover(null));
     this.row.onpointerleave = () => this.hover(null);
-    this.row.onclick = ({ target }) => this.place(target) >= 0 && this.page.choose(this.place(target));
+    this.row.onclick = ({ target }) => this.indexOf(target) >= 0 && this.page.choose(this.indexOf(target));
     $("block-token").onchange = ({ target }) => this.page.choose(Number(target.value));
     $("block-layer").onchange = ({ target }) => this.set({ layer: Number(target.value) });
     $("block-head").onchange = ({ target }) => this.set({ head: Number(target.value) });
     new ResizeObserver(() => this.lines()).observe(this.row);
   }
 
-  place(target) {
+  indexOf(target) {
     return [...this.row.children].indexOf(target.closest("button"));
   }
 
@@ -65,15 +65,15 @@ export class Inside {
     return this.page.result?.n ?? 0;
   }
 
-  get head() {  // the chosen one, or the last that there is
-    return Math.min(this.wish, this.page.result?.weights ? this.heads - 1 : Infinity);
+  get head() {  // the chosen head, or the last one if the source has fewer
+    return Math.min(this.chosenHead, this.page.result?.weights ? this.heads - 1 : Infinity);
   }
 
   set head(head) {
-    this.wish = head;
+    this.chosenHead = head;
   }
 
-  get heads() {  // an edited source may have another number of them
+  get heads() {  // an edited source may have a different number
     return this.page.result.heads;
   }
 
@@ -96,16 +96,16 @@ export class Inside {
       tab.tabIndex = on ? 0 : -1;
       $(`view-${name}`).hidden = !on;
     }
-    this.point();
+    this.highlight();
     this.show();
   }
 
-  point() {  // shows the part of the source that computes the view
-    this.page.point(FUNCTIONS[this.view]);
+  highlight() {  // the part of the source that computes the view
+    this.page.highlight(FUNCTIONS[this.view]);
   }
 
-  // A place of the large map: the query's row (null: the chosen token's) and the key's column (null: none).
-  look(query, key) {
+  // Selects a cell of the large map: the query's row (null: the chosen token's) and the key's column (null: none).
+  pointAt(query, key) {
     Object.assign(this, { query, key });
     this.readout();
     this.lines();
@@ -116,7 +116,7 @@ export class Inside {
     this.lines();
   }
 
-  // Draws what has changed. While a run streams, only the chosen head: all of them would hold it up.
+  // Redraws the current view. During a run only the chosen head is drawn: drawing all of them would slow it down.
   show(streaming = false) {
     if (!this.n) return;
     this[this.view](streaming);
@@ -145,7 +145,7 @@ export class Inside {
       button.setAttribute("aria-label", `${title}. ${habit}`);
       if (chosen) $("habit").textContent = habit;
     });
-    reachable($("heads"));
+    ensureTabStop($("heads"));
     $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
     drawMap($("large"), this.weights(), n, colours);
     if (this.query >= n || this.key >= n) Object.assign(this, { query: null, key: null });
@@ -155,7 +155,7 @@ export class Inside {
       button.textContent = page.name(i);
       button.setAttribute("aria-pressed", i === page.token);
     });
-    reachable(this.row);
+    ensureTabStop(this.row);
     this.lines();
   }
 
@@ -179,8 +179,8 @@ export class Inside {
       button.classList.toggle("from", i === from);
     });
     const best = shares.map((part, i) => [part, i]).filter(([part]) => part > 0.02).sort((a, b) => b[0] - a[0]);
-    const told = best.slice(0, 4).map(([part, i]) => `${page.name(i)} ${page.percent(part)}`);
-    $("looks").textContent = page.t.looks(page.name(from), told.join(page.t.comma));
+    const list = best.slice(0, 4).map(([part, i]) => `${page.name(i)} ${page.percent(part)}`);
+    $("attends").textContent = page.t.attends(page.name(from), list.join(page.t.comma));
   }
 
   layers(streaming) {
@@ -193,8 +193,8 @@ export class Inside {
       make("th", head, layer + 1, { scope: "col", title: this.blockName(layer) });
     $("whole").tHead?.remove();
     $("whole").createTHead().append(head);
-    this.told = Array.from({ length: n }, (_, i) => this.told?.[i] ?? null);  // shown until the new ones come
-    this.again();
+    this.lenses = Array.from({ length: n }, (_, i) => this.lenses?.[i] ?? null);  // shown until they are updated
+    this.request();
   }
 
   blockName(layer) {
@@ -203,24 +203,24 @@ export class Inside {
 
   async askLens() {
     const { page, n } = this, { token, result } = page, order = [token, ...Array(n).keys()];
-    for (const place of order) {
+    for (const i of order) {
       if (this.wanted || page.run) return;
-      if (this.told[place]?.of === result) {
-        if (place === token) this.drawLens(this.told[place], token);
+      if (this.lenses[i]?.of === result) {
+        if (i === token) this.drawLens(this.lenses[i], token);
         continue;
       }
-      const rows = place === n - 1 && result.lens ? result.lens : await page.engine.lens(result.ids, place);
+      const rows = i === n - 1 && result.lens ? result.lens : await page.engine.lens(result.ids, i);
       if (page.result !== result || this.wanted) return;
       if (!rows) return this.drawLens(null);
-      this.told[place] = Object.assign(rows, { of: result });
-      if (place === token) this.drawLens(rows, token);
+      this.lenses[i] = Object.assign(rows, { of: result });
+      if (i === token) this.drawLens(rows, token);
     }
     this.drawWhole();
   }
 
   lensCell(rows, layer, rank, next) {
     const { page } = this, { id, p } = rows[layer][rank], { text } = page.model.vocabulary[id];
-    return { text, share: p, title: page.percent(p), came: id === next };
+    return { text, share: p, title: page.percent(p), correct: id === next };
   }
 
   drawLens(rows, token) {
@@ -234,7 +234,7 @@ export class Inside {
 
   drawWhole() {
     const { page } = this, { ids } = page.result;
-    drawNext($("whole").tBodies[0] ?? $("whole").createTBody(), this.told.map((rows, i) => ({ label: page.name(i),
+    drawNext($("whole").tBodies[0] ?? $("whole").createTBody(), this.lenses.map((rows, i) => ({ label: page.name(i),
       chosen: i === page.token, cells: rows.map((_, layer) => this.lensCell(rows, layer, 0, ids[i + 1])) })));
   }
 
@@ -250,14 +250,14 @@ export class Inside {
     options($("block-token"), n, (i) => `${i + 1} ${page.name(i)}`, page.token);
     options($("block-layer"), n_layer, (i) => i + 1, this.layer);
     options($("block-head"), n_head, (i) => i + 1, this.head);
-    this.again();
+    this.request();
   }
 
-  // What has to be asked for is asked again; of several wishes in the meantime only the last counts.
-  async again() {
+  // Requests the numbers of the current view; of several requests in the meantime only the last counts.
+  async request() {
     this.wanted = true;
-    if (this.asking) return;
-    this.asking = true;
+    if (this.requesting) return;
+    this.requesting = true;
     while (this.wanted) {
       this.wanted = false;
       try {
@@ -267,7 +267,7 @@ export class Inside {
         this.page.fail(error);
       }
     }
-    this.asking = false;
+    this.requesting = false;
   }
 
   async askSteps() {
@@ -275,9 +275,9 @@ export class Inside {
     const steps = await page.engine.steps(result.ids, { layer, head, token });
     if (this.wanted || page.result !== result) return;
     drawSteps($("steps"), steps, result.ids.map((_, i) => page.name(i)), token, t, (step) => {
-      page.point(step.in, line(step.name));
-      page.say(t.blockShown(step.name));
+      page.highlight(step.in, line(step.name));
+      page.announce(t.blockShown(step.name));
     });
-    $("no-steps").hidden = steps.length === STEPS;
+    $("no-steps").hidden = steps.length === N_STEPS;
   }
 }

@@ -1,8 +1,8 @@
-// What a link carries, after its #: the prompt, the settings, what is looked at, and an edited source, compressed.
+// The state in a link, after its #: the prompt, the settings, the current view, and an edited source, compressed.
 
-const LIMIT = 200_000;  // characters of a source: what is longer is no gpt2.py
+const LIMIT = 200_000;  // characters of a source; no version of gpt2.py is longer
 
-async function through(stream, bytes, limit = Infinity) {
+async function pipe(stream, bytes, limit = Infinity) {
   const chunks = [], reader = new Blob([bytes]).stream().pipeThrough(stream).getReader();
   for (let size = 0, part; !(part = await reader.read()).done;) {
     chunks.push(part.value);
@@ -12,25 +12,25 @@ async function through(stream, bytes, limit = Infinity) {
 }
 
 async function pack(text) {
-  const bytes = await through(new CompressionStream("deflate-raw"), new TextEncoder().encode(text));
+  const bytes = await pipe(new CompressionStream("deflate-raw"), new TextEncoder().encode(text));
   const binary = Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
   return btoa(binary).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 }
 
 async function unpack(text) {
   const bytes = Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), (char) => char.charCodeAt(0));
-  const found = await through(new DecompressionStream("deflate-raw"), bytes, LIMIT);
+  const found = await pipe(new DecompressionStream("deflate-raw"), bytes, LIMIT);
   return new TextDecoder("utf-8", { fatal: true }).decode(found);
 }
 
-// The fragment for { text, temperature, ..., source }: absent is what is null.
+// The URL fragment for { text, temperature, ..., source }, without the values that are null.
 export async function write({ source, ...rest }) {
   const found = Object.entries(rest).filter(([, value]) => value !== null && value !== undefined);
   if (source) found.push(["source", await pack(source)]);
   return `#${new URLSearchParams(found)}`;
 }
 
-// What a fragment carries; `damaged` where something in it could not be read.
+// The values in a URL fragment; `damaged` is true if the source could not be read.
 export async function read(hash) {
   const found = Object.fromEntries(new URLSearchParams(hash.slice(1)));
   try {

@@ -1,10 +1,10 @@
-"""What the page asks of gpt2.py. It runs in the browser's Python, beside the repository's own files, and changes none.
+"""The page's interface to gpt2.py. It runs in the browser's Python, next to the repository's unchanged files.
 
-A Version is gpt2.py, or what a reader made of it, as a module with two of its functions overheard: attention is called
-once more with the identity as its values, which gives the weights themselves, and what each block returns is kept.
-The probabilities come out of sample, whose random generator is one that keeps what it is given.
+A Version is gpt2.py, or the user's edit of it, as a module in which two functions are wrapped: attention is called a
+second time with the identity matrix as its values, which returns the weights themselves, and the outputs of the blocks
+are recorded. Probabilities come from sample, which is given a random generator that records them.
 
-page/worker.mjs calls answer; what it gives are dicts of numbers, texts, lists and arrays.
+page/worker.mjs calls answer, which returns dicts of numbers, texts, lists and bytes.
 """
 
 import itertools
@@ -22,12 +22,12 @@ import cli
 from encoder import to_bytes
 import utils
 
-# what a reader writes may want a progress bar, of which there is none in a browser
+# an edited source may import tqdm, which the browser does not have
 sys.modules.setdefault("tqdm", types.SimpleNamespace(tqdm=lambda steps, *args, **kwargs: steps))
 
 FILE = "gpt2.py"  # in a traceback
 N_HELD_OUT, N_LENS = 256, 10
-SLICE = 0.02  # seconds for which a run goes on until the page hears of it: a message takes a third as long as a token
+SLICE = 0.02  # seconds between messages to the page, as a message takes a third as long as a token
 
 encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "/home/pyodide/models")
 n_vocab, n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS)
@@ -37,16 +37,16 @@ with open(f"/home/pyodide/{FILE}", encoding="utf-8") as file:
     SOURCE = file.read()
 
 
-def say(what):
-    """Tells the page at once, while a call runs; page/worker.mjs puts its own function here."""
+def report(name):
+    """Tells the page what is being done, during a call; page/worker.mjs replaces this function."""
 
 
 class TooLongError(Exception):
     """More tokens than n_ctx."""
 
 
-class Dice:
-    """In place of a random generator: keeps the probabilities, and draws the first token that has any."""
+class Recorder:
+    """A substitute for a random generator: records the probabilities and returns the most probable token."""
 
     def choice(self, n, p):
         self.p = np.array(p)
@@ -54,82 +54,85 @@ class Dice:
 
 
 def code_of(function):
-    """What a function does, wherever it is in its file."""
+    """The bytecode of a function, without its position in the file."""
     code = getattr(function, "__code__", None)
     return code and (code.co_code, code.co_consts, code.co_names)
 
 
 class Version:
-    """A gpt2.py that can be asked, and what it computed of the last text."""
+    """A version of gpt2.py, with what it computed for the last text."""
 
     def __init__(self, source):
         self.edited = source != SOURCE
         self.module = module = types.ModuleType("gpt2")
         exec(compile(source, FILE, "exec"), vars(module))
-        self.overhears, self.block = False, getattr(module, "transformer_block", None)
-        for name, overhear in ("attention", self.overhear_attention), ("transformer_block", self.overhear_block):
+        self.recording = False
+        self.block = getattr(module, "transformer_block", None)
+        for name, record in ("attention", self.record_attention), ("transformer_block", self.record_block):
             if hasattr(module, name):
-                setattr(module, name, overhear(getattr(module, name)))
+                setattr(module, name, record(getattr(module, name)))
         self.hidden_states = module.hidden_states
         if not self.edited:
-            module.hidden_states = self.known_states
-        self.ids, self.text = [], []
+            module.hidden_states = self.cached_states
+        self.ids = self.stream_ids = ()  # of the last text that was analysed, and of the one that stream continues
         self.heads, self.d = n_head, n_embd // n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
-        self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # what goes into the first block, each result
-        self.weights, self.cache = None, None if self.edited else self.new_cache()
+        self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # the input of each block, the last output
+        self.weights = None
+        self.cache = None if self.edited else self.new_cache()
 
     def new_cache(self):
         return [np.zeros((2, self.heads, n_ctx, self.d), np.float32) for _ in range(n_layer)]
 
-    def overhear_attention(self, attention):
-        def overheard(q, k, v, *args, **kwargs):
-            if self.overhears:
+    def record_attention(self, attention):
+        def recorded(q, k, v, *args, **kwargs):
+            if self.recording:
                 n = k.shape[-2]
                 values = np.broadcast_to(EYE[:n, :n], (*k.shape[:-1], n))
                 try:
-                    self.seen_weights.append(attention(q.copy(), k, values, *args, **kwargs))
-                except Exception:  # what a reader wrote may not bear such values: then there are no weights to show
-                    self.seen_weights.append(None)
+                    self.recorded_weights.append(attention(q.copy(), k, values, *args, **kwargs))
+                except Exception:  # an edited version may not accept these values; then no weights are shown
+                    self.recorded_weights.append(None)
                 self.heads, self.d = k.shape[0], k.shape[-1]
             return attention(q, k, v, *args, **kwargs)
 
-        return overheard
+        return recorded
 
-    def overhear_block(self, block):
-        def overheard(x, *args, **kwargs):
+    def record_block(self, block):
+        def recorded(x, *args, **kwargs):
             result = block(x, *args, **kwargs)
-            if self.overhears:
-                self.seen_states += [result] if self.seen_states else [x, result]
+            if self.recording:
+                self.recorded_states += [result] if self.recorded_states else [x, result]
             return result
 
-        return overheard
+        return recorded
 
-    def look(self, ids):
-        """Computes what is not known yet of these ids; returns of how many. An edited version sees all of them anew,
-        as a token may look ahead there: what is known of a beginning holds for that text alone."""
+    def update(self, ids):
+        """Computes the tokens that are not cached; returns their number. An edited version recomputes every text that
+        changes: there a token may look ahead, so the states of a prefix depend on the tokens that follow it."""
         known = 0
         while known < min(len(ids), len(self.ids)) and ids[known] == self.ids[known]:
             known += 1
         if known == len(ids) and (known == len(self.ids) or not self.edited):
             return 0
-        past, self.ids = 0 if self.edited else known, []  # if an error comes now, nothing is known
+        past = 0 if self.edited else known
+        self.ids = []  # after an error, nothing is cached
         cache = {} if self.edited else {"cache": self.cache, "past": past}
-        self.seen_weights, self.seen_states, self.overhears = [], [], True
+        self.recorded_weights, self.recorded_states, self.recording = [], [], True
         try:
             hidden = self.hidden_states(ids[past:], **params, n_head=n_head, **cache)
         finally:
-            self.overhears = False
-        self.keep(past, len(ids), hidden)
+            self.recording = False
+        self.store(past, len(ids), hidden)
         self.ids = list(ids)
         return len(ids) - past
 
-    def keep(self, past, n, hidden):
+    def store(self, past, n, hidden):
         self.hidden[past:n] = hidden
-        self.has_states = len(self.seen_states) == n_layer + 1
+        self.has_states = len(self.recorded_states) == n_layer + 1
         if self.has_states:
-            self.states[:, past:n] = self.seen_states
-        weights = self.seen_weights
+            self.states[:, past:n] = self.recorded_states
+        weights = self.recorded_weights
         if len(weights) != n_layer or any(np.shape(w) != (self.heads, n - past, n) for w in weights):
             self.weights = None
             return
@@ -142,25 +145,25 @@ class Version:
         return self.hidden[n - 1] @ params["wte"].T
 
     def distribution(self, logits, temperature, top_k=None, top_p=None):  # -> [n_vocab]
-        """What sample draws from. At temperature 0 it draws nothing: one token has all."""
-        dice = Dice()
-        id = self.module.sample(logits, temperature, top_k, top_p, dice)
-        return dice.p if hasattr(dice, "p") else np.eye(len(logits))[id]
+        """The probabilities with which sample draws; at temperature 0, where it does not draw, 1 for its choice."""
+        recorder = Recorder()
+        id = self.module.sample(logits, temperature, top_k, top_p, recorder)
+        return recorder.p if hasattr(recorder, "p") else np.eye(len(logits))[id]
 
-    def known_states(self, inputs, *args, cache=None, past=0, **kwargs):
-        """hidden_states, for stream: what the views know of its text is not computed again, nor the other way round."""
+    def cached_states(self, inputs, *args, cache=None, past=0, **kwargs):
+        """hidden_states for stream: shares the cache of the views, so that nothing is computed twice."""
         if cache is None:
             return self.hidden_states(inputs, *args, **kwargs)
-        self.look(self.text)
-        return self.hidden[past : len(self.text)]
+        self.update(self.stream_ids)
+        return self.hidden[past : len(self.stream_ids)]
 
     def next_ids(self, ids, n, *options):
-        """Yields what stream yields; where generate is another than the repository's, what that gives."""
+        """Yields the ids of stream, or those of generate if that function has been edited."""
         generate = getattr(self.module, "generate", None)
-        of = generate if generate and code_of(generate) != code_of(original.module.generate) else self.module.stream
-        new_ids = iter(of(ids, params, n_head, n, *options, stop=END))
+        is_edited = generate and code_of(generate) != code_of(original.module.generate)
+        new_ids = iter((generate if is_edited else self.module.stream)(ids, params, n_head, n, *options, stop=END))
         while len(ids) < n_ctx:
-            self.text = ids  # in the meantime there may have been another
+            self.stream_ids = ids  # another run may have changed it in the meantime
             id = next(new_ids, None)
             if id is None:
                 return
@@ -168,14 +171,14 @@ class Version:
             yield ids[-1]
 
     def final_norm(self, x):
-        """x as after the last block: ln_f, unless this version leaves it out."""
+        """x after ln_f, unless this version skips ln_f."""
         n = len(self.ids)
         if np.array_equal(self.hidden[:n], self.states[-1, :n]):
             return x
         return self.module.layer_norm(x, **params["ln_f"])
 
 
-# --- what can be asked ---
+# --- the calls ---
 
 
 def ids_of(prompt):
@@ -193,12 +196,12 @@ def options_of(settings):
 
 
 def start():
-    """What does not change: the source, the sizes, and each token with the merge that made it."""
-    made = {a + b: (rank, a, b) for (a, b), rank in reversed(encoder.bpe_ranks.items())}
+    """The constants: the source, the hyperparameters, and each token with the merge that created it."""
+    merges = {a + b: (rank, a, b) for (a, b), rank in reversed(encoder.bpe_ranks.items())}
     vocabulary = []
     for id in range(n_vocab):
         token = encoder.decoder[id]
-        rank, *parts = made.get(token, (None,))
+        rank, *parts = merges.get(token, (None,))
         parts = [encoder.encoder[part] for part in parts] or None
         vocabulary.append({"text": visible(token), "bytes": to_bytes(token).hex(" "), "parts": parts, "rank": rank})
     with open("/home/pyodide/page/breaks.json", encoding="utf-8") as file:
@@ -208,7 +211,7 @@ def start():
 
 def analyse(prompt, settings):
     ids, (temperature, top_k, top_p, _) = ids_of(prompt), options_of(settings)
-    fresh, n = version.look(ids), len(ids)
+    fresh, n = version.update(ids), len(ids)
     logits = version.logits(n)
     weights = None if version.weights is None else version.weights[:, :, :n, :n].tobytes()
     return {
@@ -225,9 +228,9 @@ def analyse(prompt, settings):
 
 
 def lens(prompt, token):
-    """For one token, [n_layer] times the most probable next ones if that block were the last."""
+    """The most probable next tokens after one token, for each block as if it were the last (logit lens)."""
     ids = ids_of(prompt)
-    version.look(ids)
+    version.update(ids)
     if not version.has_states:
         return {"lens": None}
     rows = [*(version.final_norm(x) for x in version.states[1:-1, token, None]), version.hidden[token, None]]
@@ -240,80 +243,80 @@ def lens(prompt, token):
 
 
 def steps(prompt, layer, head, token):
-    """One token through one block: what each function there was given and gave."""
+    """One token through one block: the arrays that its functions take and return."""
     ids = ids_of(prompt)
-    version.look(ids)
+    version.update(ids)
     if not version.has_states:
         return {"steps": []}
     return {"steps": list(steps_of(version, params["blocks"][layer], version.states[layer, : len(ids)], head, token))}
 
 
 def steps_of(version, block, x, head, token):
-    module, calls = version.module, {}
+    module, calls = version.module, {}  # {name of a function: [(arguments, result)]}
     names = [name for name in ("layer_norm", "linear", "softmax", "gelu", "mha", "ffn") if hasattr(module, name)]
     before = {name: getattr(module, name) for name in (*names, "attention") if hasattr(module, name)}
 
-    def listen(name, function):
-        def heard(*args, **kwargs):
-            given = [np.copy(one) if isinstance(one, np.ndarray) else one for one in args]
-            result = function(*args, **kwargs)
-            calls.setdefault(name, []).append((given, np.copy(result)))
-            return result
+    def record(name, function):
+        def recorded(*args, **kwargs):
+            copies = [np.copy(one) if isinstance(one, np.ndarray) else one for one in args]
+            output = function(*args, **kwargs)
+            calls.setdefault(name, []).append((copies, np.copy(output)))
+            return output
 
-        return heard
+        return recorded
 
-    def given(name, i=0, argument=0):
+    def argument(name, call=0, i=0):
         found = calls.get(name, [])
-        return found[i][0][argument] if i < len(found) and argument < len(found[i][0]) else None
+        return found[call][0][i] if call < len(found) and i < len(found[call][0]) else None
 
-    def gave(name, i=0):
+    def result(name, i=0):
         return calls[name][i][1] if i < len(calls.get(name, [])) else None
 
     try:
         for name, function in before.items():
-            setattr(module, name, listen(name, function))
+            setattr(module, name, record(name, function))
         out = version.block(x, **block, n_head=n_head)
-        q, k, v, mask = (given("attention", 0, i) for i in range(4))
-        masked, weights = given("softmax"), gave("softmax")
+        q, k, v, mask = (argument("attention", 0, i) for i in range(4))
+        masked, weights = argument("softmax"), result("softmax")
         calls.pop("softmax", None)
         if mask is not None:
-            before["attention"](q, k, v, mask * np.float32(0))  # once more, without the mask: its scores alone
-        scores = given("softmax")
+            before["attention"](q, k, v, mask * np.float32(0))  # a second time without the mask, for the scores alone
+        scores = argument("softmax")
     finally:
         for name, function in before.items():
             setattr(module, name, function)
 
-    if mask is None or scores is None or np.array_equal(scores, masked):  # it is not added
+    if mask is None or scores is None or np.array_equal(scores, masked):  # the mask is not used
         mask = None
     else:
         mask = np.broadcast_to(np.float32(mask), (len(x), len(x)))
     found = [
         ("x", "transformer_block", x),
-        ("ln_1", "layer_norm", gave("layer_norm")),
+        ("ln_1", "layer_norm", result("layer_norm")),
         *((name, "mha", value) for name, value in zip("qkv", (q, k, v))),
         ("scores", "attention", masked if scores is None else scores),
         ("mask", "attention", mask),
         ("weights", "softmax", weights),
-        ("mixed", "attention", gave("attention")),
-        ("heads", "mha", given("linear", 1)),
-        ("mha", "mha", gave("mha")),
-        ("residual", "transformer_block", given("layer_norm", 1)),
-        ("ln_2", "layer_norm", gave("layer_norm", 1)),
-        ("c_fc", "ffn", given("gelu")),
-        ("gelu", "gelu", gave("gelu")),
-        ("ffn", "ffn", gave("ffn")),
+        ("mixed", "attention", result("attention")),
+        ("heads", "mha", argument("linear", 1)),
+        ("mha", "mha", result("mha")),
+        ("residual", "transformer_block", argument("layer_norm", 1)),
+        ("ln_2", "layer_norm", result("layer_norm", 1)),
+        ("c_fc", "ffn", argument("gelu")),
+        ("gelu", "gelu", result("gelu")),
+        ("ffn", "ffn", result("ffn")),
         ("out", "transformer_block", out),
     ]
-    for name, place, value in found:
+    for name, function, value in found:
         if value is None:
             continue
         rows = value[min(head, len(value) - 1)] if value.ndim == 3 else value
         whole = floats(rows[: token + 1]) if name in ("k", "v") else None
-        yield {"name": name, "in": place, "shape": list(value.shape), "row": floats(rows[token]), "all": whole}
+        yield {"name": name, "in": function, "shape": list(value.shape), "row": floats(rows[token]), "all": whole}
 
 
 def generate(prompt, settings, n):
-    """Yields each new id with the text that it adds, whole characters only."""
+    """Yields each new id with the text that it adds, in whole characters."""
     ids, options = ids_of(prompt), options_of(settings)
     cli.check("n", n, 0)
     yield {"ids": ids}
@@ -330,17 +333,17 @@ def decode(ids):
 
 
 def set_source(source):
-    """Makes a source the version that is asked, if it runs: the file itself, and a pass over two tokens."""
+    """Switches to another source, if the file runs and so does a forward pass over two tokens."""
     global version
     source = SOURCE if source is None else source
-    made = original if source == SOURCE else Version(source)
-    made.look(ids_of(HELD_OUT[:2]))
-    version = made
-    return {"ok": True, "edited": made.edited}
+    new = original if source == SOURCE else Version(source)
+    new.update(ids_of(HELD_OUT[:2]))
+    version = new
+    return {"ok": True, "edited": new.edited}
 
 
 def held_out_loss():
-    """The mean loss of the first held-out tokens, each with those before it, in nats a token."""
+    """The mean loss of the first held-out tokens given the tokens before each, in nats per token."""
     with np.errstate(all="ignore"):
         logits = version.module.gpt2(HELD_OUT[:-1], **params, n_head=n_head).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
@@ -359,7 +362,7 @@ def check(source, only, skip, seconds, language):
     path = "/home/pyodide/mine.py"
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(source)
-    say(check.ALL)
+    report(check.ALL)
     words = check.chinese if language == "zh" else str
     try:
         namespace = check.load(path)
@@ -369,7 +372,7 @@ def check(source, only, skip, seconds, language):
     text = f"It did not finish within {seconds} seconds: is there an infinite loop?"
     for name in skip:
         found[name] = Finding(name, "wrong", ["timeout"], words(text)), None
-    for finding in findings_of(namespace, inputs(params, n_head), only, skip, say):
+    for finding in findings_of(namespace, inputs(params, n_head), only, skip, report):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None
         finding = finding._replace(text=words(finding.text))
@@ -379,27 +382,27 @@ def check(source, only, skip, seconds, language):
     return {"findings": [{**one._asdict(), "line": line} for one, line in found], "report": check.report(found)}
 
 
-# --- the worker's side ---
+# --- the worker ---
 
 CALLS = {one.__name__: one for one in (
     start, analyse, lens, steps, generate, decode, set_source, held_out_loss, check)}  # fmt: skip
-tasks = {}  # generators that have more to give
+tasks = {}  # generators that are not exhausted
 
 
 def answer(call, args, id):
-    """The answer to a call: a dict, with "more" if the worker is to ask for more(id), with "error" if it failed."""
+    """The answer to a call, a dict; "more": the worker should call more(id); "error": the call failed."""
     try:
         result = CALLS[call](*json.loads(args))
         if isinstance(result, types.GeneratorType):
             tasks[id] = result
             return more(id)
         return result
-    except BaseException as error:  # a reader's source may raise anything
-        return {"error": located(error)}
+    except BaseException as error:  # an edited source may raise anything
+        return {"error": described(error)}
 
 
 def more(id):
-    """What a generator yields meanwhile, "events", and what it returns, if that is all."""
+    """The next "events" of a generator, and its return value if it is exhausted."""
     events, until = [], time.perf_counter() + SLICE
     try:
         while not events or time.perf_counter() < until:
@@ -408,7 +411,7 @@ def more(id):
     except StopIteration as end:
         result = end.value
     except BaseException as error:
-        result = {"error": located(error)}
+        result = {"error": described(error)}
     forget(id)
     return {"events": events, **result}
 
@@ -417,8 +420,8 @@ def forget(id):
     tasks.pop(id, None)
 
 
-def located(error):
-    """An exception in a line, and the line of gpt2.py that it came through last."""
+def described(error):
+    """A one-line message for an exception, and the innermost line of gpt2.py in its traceback."""
     if isinstance(error, TooLongError):
         return {"code": "too-long", "detail": error.args[0]}
     line = None
@@ -429,7 +432,7 @@ def located(error):
             line = frame.lineno
     message = str(error).strip().split("\n")[0]
     name = type(error).__name__
-    if not (line is None and isinstance(error, ValueError)):  # ours say enough
+    if not (line is None and isinstance(error, ValueError)):  # our own messages suffice
         message = f"{name}: {message}" if message else name
     return {"code": "python", "detail": {"line": line, "message": message}}
 

@@ -1,8 +1,8 @@
-// Keeps what the page has loaded, so that it opens without a network. A service worker sees every request of the pages
-// in its scope, page/, wherever the request goes: to ../gpt2.py and the model, and to the CDN as well.
+// Caches the files of the page, so that it works offline. A service worker sees every request of the pages in its
+// scope, page/, including those for ../gpt2.py, the model and the CDN.
 //
-// Our own files are asked for first, so that a change is seen at once, and taken from the cache if nobody answers. Those
-// of the CDN have their version in their address and never change, so they are asked for once.
+// Our own files come from the network, so that changes show at once, or from the cache if that fails. Files of the CDN
+// have their version in the URL and never change, so they are fetched once.
 
 const NAME = "picogpt";
 const isOurs = (url) => new URL(url).origin === location.origin;
@@ -12,23 +12,23 @@ addEventListener("activate", (event) => event.waitUntil(clients.claim()));
 
 async function answer(request) {
   const cache = await caches.open(NAME);
-  const kept = await cache.match(request, { ignoreSearch: request.mode === "navigate" }); // ?lang= and ?lib= are ours
-  if (kept && !isOurs(request.url)) return kept;
+  const cached = await cache.match(request, { ignoreSearch: request.mode === "navigate" }); // ignores ?lang= and ?lib=
+  if (cached && !isOurs(request.url)) return cached;
   try {
     const response = await fetch(request);
-    if (response.ok || !kept) return response;
+    if (response.ok || !cached) return response;
   } catch (error) {
-    if (!kept) throw error;
+    if (!cached) throw error;
   }
-  return kept;
+  return cached;
 }
 
-// What the page has loaded; most of it comes from the browser's own cache. What is the CDN's, and was not loaded, is an
-// older version.
-async function keep(urls) {
-  const cache = await caches.open(NAME), kept = (await cache.keys()).map(({ url }) => url);
-  await Promise.all(kept.filter((url) => !isOurs(url) && !urls.includes(url)).map((url) => cache.delete(url)));
-  await Promise.all(urls.filter((url) => isOurs(url) || !kept.includes(url)).map(async (url) => {
+// Caches the URLs that the page has loaded, mostly from the browser's own cache. Other files from the CDN belong to an
+// older version of the page and are deleted.
+async function store(urls) {
+  const cache = await caches.open(NAME), cached = (await cache.keys()).map(({ url }) => url);
+  await Promise.all(cached.filter((url) => !isOurs(url) && !urls.includes(url)).map((url) => cache.delete(url)));
+  await Promise.all(urls.filter((url) => isOurs(url) || !cached.includes(url)).map(async (url) => {
     const response = await fetch(url);
     if (response.ok) await cache.put(url, response);
   }));
@@ -38,6 +38,6 @@ addEventListener("fetch", (event) => {
   if (event.request.method === "GET" && event.request.url.startsWith("http")) event.respondWith(answer(event.request));
 });
 addEventListener("message", (event) => {
-  const kept = keep(event.data.keep).then(() => true, () => false);
-  event.waitUntil(kept.then((whether) => event.ports[0].postMessage(whether)));
+  const cached = store(event.data.keep).then(() => true, () => false);
+  event.waitUntil(cached.then((done) => event.ports[0].postMessage(done)));
 });

@@ -1,28 +1,28 @@
-// Runs Python, and nothing else: page/engine.mjs starts this file in a frame that has no origin and no network, sends
-// it the bytes of what it may have, and asks; page/live.py answers. Messages: { id, call, args } -> { id, result } or
-// { id, error }, with { id, events } in between, and { print } or { says } at any time. Files come as { file, bytes }.
+// Runs Python in a worker: page/engine.mjs starts this file in a frame without origin or network, sends it the files
+// that it needs, and calls it; page/live.py answers. Messages: { id, call, args } -> { id, result } or { id, error },
+// with { id, events } in between, and { print } or { reports } at any time. Files are sent as { file, bytes }.
 // { snapshot } is Python's memory after its start: sent as a file, it makes the next start take a tenth of the time.
 
 const HOME = "/home/pyodide";
-const LOCK = { // of no packages: they are unpacked here
+const LOCK = { // without packages: they are unpacked here
   info: { abi_version: "2026_0", arch: "wasm32", platform: "emscripten_5_0_3", python: "3.14.0" }, packages: {} };
-// what numpy and our files import of the standard library, so that it is in the snapshot
+// the parts of the standard library that numpy and our files import, so that they are in the snapshot
 const IMPORTED = "import csv, ctypes, datetime, difflib, hashlib, pickle, platform, secrets, shlex";
-const files = new Map(); // name -> { promise, give }
-const stopped = new Set(); // the calls that are to give no more
+const files = new Map(); // name -> { promise, resolve }
+const stopped = new Set(); // the ids of calls to be stopped
 let port, live;
 let printed = 0;
 
 function file(name) {
   if (!files.has(name)) {
     const one = {};
-    one.promise = new Promise((give) => (one.give = give));
+    one.promise = new Promise((resolve) => (one.resolve = resolve));
     files.set(name, one);
   }
   return files.get(name);
 }
 
-// A module from its bytes: without an origin, no URLs but data: can be imported.
+// Imports a module from its bytes: without an origin, only data: URLs can be imported.
 async function moduleOf(name) {
   const reader = new FileReader();
   const read = new Promise((resolve) => (reader.onload = resolve));
@@ -31,19 +31,19 @@ async function moduleOf(name) {
   return import(reader.result);
 }
 
-function print(text) { // no more of it than somebody will read
+function print(text) { // limited to what can be read
   printed += text.length + 1;
   if (printed < 20000) port.postMessage({ print: text });
 }
 
-// What Pyodide fetches is what was sent.
+// Pyodide fetches the files that were sent.
 self.fetch = async (url) => {
   const name = String(url).split("/").pop();
   const type = name.endsWith(".wasm") ? "application/wasm" : "application/octet-stream";
   return new Response(await file(name).promise, { headers: { "Content-Type": type } });
 };
 
-// Python is compiled while its script is still being read.
+// Compiles Python while its script is still being parsed.
 function compile() {
   const module = self.fetch("pyodide.asm.wasm").then(WebAssembly.compileStreaming);
   WebAssembly.instantiateStreaming = async (response, imports) => ({
@@ -57,7 +57,7 @@ async function start({ wheels, sources }) {
   const load = (options) => loadPyodide({
     indexURL: "https://lib.invalid/", createPyodideModule, lockFileContents: LOCK,
     stdout: print, stderr: print, env: { HOME }, ...options });
-  const snapshot = await file("snapshot").promise; // null: there is none yet
+  const snapshot = await file("snapshot").promise; // null: none is cached
   let python = snapshot && await load({ _loadSnapshot: snapshot }).catch(() => null);
   if (!python) {
     python = await load({ _makeSnapshot: true });
@@ -66,22 +66,22 @@ async function start({ wheels, sources }) {
     port.postMessage({ snapshot: buffer }, [buffer]);
   }
   for (const wheel of wheels) python.unpackArchive(await file(wheel).promise, "wheel");
-  port.postMessage({ says: "model" });
+  port.postMessage({ reports: "model" });
   for (const name of sources) {
     const path = `${HOME}/${name}`;
     python.FS.mkdirTree(path.slice(0, path.lastIndexOf("/")));
     python.FS.writeFile(path, new Uint8Array(await file(name).promise));
-    files.delete(name); // the copy in Python's file system is enough
+    files.delete(name); // Python's file system has a copy
   }
   python.runPython(`import sys; sys.path[:0] = ["${HOME}", "${HOME}/page"]`);
   live = python.pyimport("live");
-  live.say = (name) => port.postMessage({ says: name });
+  live.report = (name) => port.postMessage({ reports: name });
 }
 
-function plain(result) {
-  const found = result.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
+function toObject(result) {
+  const object = result.toJs({ dict_converter: Object.fromEntries, create_pyproxies: false });
   result.destroy();
-  return found;
+  return object;
 }
 
 const channel = new MessageChannel(); // setTimeout would wait for 4 ms
@@ -93,11 +93,11 @@ const pause = () => new Promise((resolve) => {
 });
 
 async function perform({ id, call, args }) {
-  for (let result = plain(live.answer(call, JSON.stringify(args), id)); ; result = plain(live.more(id))) {
+  for (let result = toObject(live.answer(call, JSON.stringify(args), id)); ; result = toObject(live.more(id))) {
     if (result.events) port.postMessage({ id, events: result.events });
     if (result.error) throw result.error;
     if (!result.more) return result;
-    await pause(); // so that a message which came meanwhile is read
+    await pause(); // lets messages that arrived in the meantime be received
     if (!stopped.delete(id)) continue;
     live.forget(id);
     return { stopped: true };
@@ -105,7 +105,7 @@ async function perform({ id, call, args }) {
 }
 
 async function receive({ data }) {
-  if (data.file) return file(data.file).give(data.bytes);
+  if (data.file) return file(data.file).resolve(data.bytes);
   if (data.stop) return stopped.add(data.stop);
   printed = 0;
   try {
