@@ -16,7 +16,7 @@ import pytest
 
 from beyond import tokenizer, train
 from beyond.formats import checkpoint
-from beyond.learn import learner, loop, optimizers, state
+from beyond.learn import learner, loop, losses, optimizers, state
 from encoder import get_encoder
 import gpt2
 import gpt2_pico
@@ -46,7 +46,20 @@ def test_the_loss_is_the_cross_entropy_of_the_shifted_ids(params):
     expected = pico_losses(params, ids, HPARAMS["n_head"])
     np.testing.assert_allclose(learner.token_losses(params, ids, HPARAMS["n_head"]), expected, rtol=2e-4, atol=2e-4)
     assert float(learner.lm_loss(params, ids, HPARAMS["n_head"])) == pytest.approx(expected.mean(), rel=1e-5)
-    assert gpt2.np is np and gpt2.transformer_block is not train.transformer_block  # all is as it was
+    assert gpt2.np is np and gpt2.transformer_block is not learner.transformer_block  # gpt2.py itself is unchanged
+
+
+@pytest.mark.parametrize("module", [losses, learner.in_jax])
+def test_cross_entropy_in_numpy_and_in_jax(module):
+    rng = np.random.default_rng(0)
+    logits = (30 * rng.standard_normal((2, 3, 50))).astype(np.float32)
+    targets = rng.integers(50, size=(2, 3))
+    exact = np.exp(logits.astype(np.float64))
+    expected = -np.log(np.take_along_axis(exact / exact.sum(axis=-1, keepdims=True), targets[..., None], -1)[..., 0])
+    found = module.cross_entropy(logits, targets)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert module.cross_entropy(np.float32([0, 200, -1000]), 2) == 1200  # 200 overflows exp, and -1000 becomes 0
 
 
 def test_the_loss_is_finite_where_a_probability_is_0(params):
