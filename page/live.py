@@ -75,14 +75,11 @@ class Version:
         if not self.edited:
             module.hidden_states = self.cached_states
         self.ids = self.stream_ids = ()  # of the last text that was analysed, and of the one that stream continues
-        self.heads, self.d = n_head, n_embd // n_head
+        self.heads = n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
         self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # the input of each block, the last output
         self.weights = None
-        self.cache = None if self.edited else self.new_cache()
-
-    def new_cache(self):
-        return [np.zeros((2, self.heads, n_ctx, self.d), np.float32) for _ in range(n_layer)]
+        self.cache = None if self.edited else module.new_cache(params, n_head, n_ctx)
 
     def record_attention(self, attention):
         def recorded(q, k, v, *args, **kwargs):
@@ -93,7 +90,7 @@ class Version:
                     self.recorded_weights.append(attention(q.copy(), k, values, *args, **kwargs))
                 except Exception:  # an edited version may not accept these values; then no weights are shown
                     self.recorded_weights.append(None)
-                self.heads, self.d = k.shape[0], k.shape[-1]
+                self.heads = k.shape[0]
             return attention(q, k, v, *args, **kwargs)
 
         return recorded
