@@ -317,7 +317,8 @@ def generate(prompt, settings, n):
     ids, options = ids_of(prompt), options_of(settings)
     cli.check("n", n, 0)
     yield {"ids": ids}
-    n_new, room = 0, min(n, n_ctx - len(ids))
+    n_new = 0
+    room = min(n, n_ctx - len(ids))
     new_ids, same = itertools.tee(version.next_ids(ids, room, *options))
     for id, text in zip(new_ids, encoder.decode_stream(same)):
         n_new += 1
@@ -350,7 +351,7 @@ def held_out_loss():
 
 
 def check(source, only, skip, seconds, language):
-    """What tutorial/check.py says of a source. skip: the functions that an earlier try did not come back from."""
+    """The findings of tutorial/check.py. skip: the functions that did not return in an earlier attempt."""
     from tutorial import check
     from tutorial.inputs import inputs
     from tutorial.judge import RIGHT, Finding
@@ -365,10 +366,9 @@ def check(source, only, skip, seconds, language):
         namespace = check.load(path)
     except ValueError as error:
         raise ValueError(words(str(error))) from None
-    mine, found = dict(namespace), {}
+    mine = dict(namespace)
     text = f"It did not finish within {seconds} seconds: is there an infinite loop?"
-    for name in skip:
-        found[name] = Finding(name, "wrong", ["timeout"], words(text)), None
+    found = {name: (Finding(name, "wrong", ["timeout"], words(text)), None) for name in skip}
     for finding in findings_of(namespace, inputs(params, n_head), only, skip, report):
         code = getattr(mine.get(finding.function), "__code__", None)
         line = code.co_firstlineno if code and code.co_filename == path else None
@@ -400,7 +400,8 @@ def answer(call, args, id):
 
 def more(id):
     """The next "events" of a generator, and its return value if it is exhausted."""
-    events, until = [], time.perf_counter() + SLICE
+    events = []
+    until = time.perf_counter() + SLICE
     try:
         while not events or time.perf_counter() < until:
             events.append(next(tasks[id]))

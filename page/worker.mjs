@@ -31,7 +31,7 @@ async function moduleOf(name) {
   return import(reader.result);
 }
 
-function print(text) { // limited to what can be read
+function print(text) { // at most 20,000 characters per call
   printed += text.length + 1;
   if (printed < 20000) port.postMessage({ print: text });
 }
