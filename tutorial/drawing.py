@@ -1,8 +1,8 @@
-"""What the tutorial's pictures share: one sheet of paper, one set of colours, boxes, arrows, tables and words.
+"""The drawing primitives of the tutorial's pictures: a sheet, boxes, arrows, tables and text.
 
-A sheet is 480 points wide (640 pixels in a browser), and its y grows downwards from the top. The background is
-transparent; the grey of lines and letters is as far from white as from GitHub's dark #0d1117, and all other words are
-white on a colour, so that one file serves both themes. Words stay text in the file, in the fonts that the reader has.
+A sheet is 480 points wide (640 pixels in a browser), and y grows downwards from the top. One file serves light and dark
+themes: the background is transparent, the grey of lines and text contrasts equally with white and with GitHub's dark
+#0d1117, and all other text is white on a color. Text stays text in the file, shown in the reader's own fonts.
 """
 
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -11,7 +11,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 import numpy as np
 
-from beyond.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, TEAL
+from beyond.files.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, TEAL
 
 WIDTH = 480
 HEADS = [BLUE, ORANGE, GREEN, PURPLE, RED, TEAL]
@@ -20,7 +20,7 @@ SIGNED = LinearSegmentedColormap.from_list("signed", ["#1f5fa8", "#8fb4dc", "#ec
 
 
 def sheet(height):
-    """Axes that are a sheet of paper, WIDTH x height points; their numbers: what has been drawn on them."""
+    """Axes that cover WIDTH x height points; axes.numbers collects the coordinates and values drawn on them."""
     axes = Figure(figsize=(WIDTH / 72, height / 72)).add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
@@ -29,7 +29,7 @@ def sheet(height):
 
 
 def graph(axes, x, y, width, height, **limits):
-    """Axes for curves on a part of the sheet; x, y: its upper left corner."""
+    """Axes for curves on part of the sheet; x, y: the upper left corner."""
     tall = axes.get_ylim()[0]
     inner = axes.figure.add_axes((x / WIDTH, 1 - (y + height) / tall, width / WIDTH, height / tall), **limits)
     inner.tick_params(labelsize=9, length=3)
@@ -37,14 +37,14 @@ def graph(axes, x, y, width, height, **limits):
 
 
 def width_of(text, size=10):
-    """About how wide a text is, in points: a Chinese character is as wide as it is high, a letter mostly less."""
+    """The approximate width of a text in points. Chinese characters are square; most letters are narrower."""
     widths = {"ijlI.,:;'!|· ()[]": 0.33, "frt-": 0.4, "mwMW%@": 0.9}
     known = {char: width for chars, width in widths.items() for char in chars}
     return size * sum(1 if char > "\u2e80" else known.get(char, 0.61) for char in text)
 
 
 def write(axes, x, y, text, size=10, align="center", color=GREY, bold=False, angle=0):
-    """Lines of words whose middle is at the height y. All have the same base line, whatever their letters."""
+    """Writes lines of text centered on y. Their baselines do not depend on which letters they contain."""
     lines = str(text).split("\n")
     for i, line in enumerate(lines):
         shift = (i - (len(lines) - 1) / 2) * 1.3 * size + 0.36 * size
@@ -71,8 +71,9 @@ def note(axes, x, y, text):
 
 
 def box(axes, x, y, width, height, text="", color=BLUE, size=10):
-    """A box with white words; x, y: its middle."""
-    corner, style = (x - width / 2, y - height / 2), "round,pad=0,rounding_size=3"
+    """A rounded box with white text; x, y: its center."""
+    corner = (x - width / 2, y - height / 2)
+    style = "round,pad=0,rounding_size=3"
     axes.add_patch(
         FancyBboxPatch(corner, width, height, boxstyle=style, fc=color, ec="none", zorder=2.5, clip_on=False)
     )
@@ -86,12 +87,12 @@ def polygon(axes, color, *corners, edge="none"):
 
 
 def bar(axes, x, y, width, height, color=BLUE, edge="none"):
-    """A plain rectangle; x, y: its upper left corner."""
+    """A rectangle; x, y: its upper left corner."""
     polygon(axes, color, (x, y), (x + width, y), (x + width, y + height), (x, y + height), edge=edge)
 
 
 def row_of(axes, x, y, texts, colors, size=10):
-    """Tokens as boxes side by side, from x on. Gives the place where they end."""
+    """Draws tokens as boxes side by side, starting at x. Returns the x where they end."""
     for text, color in zip(texts, colors):
         width = width_of(text, size) + 8
         box(axes, x + width / 2, y, width, 19, text, color, size)
@@ -105,7 +106,7 @@ def line(axes, *points, color=GREY, width=1.2, dashed=False):
 
 
 def arrow(axes, *points, color=GREY):
-    """A line through the points with a head at the last one."""
+    """A line through the points with an arrowhead at the last one."""
     line(axes, *points, color=color)
     before, end = np.array(points[-2:], float)
     along = (end - before) / np.linalg.norm(end - before) * 6
@@ -114,9 +115,9 @@ def arrow(axes, *points, color=GREY):
 
 
 def table(axes, x, y, values, width, height, form=None, colors=WEIGHTS, low=0, high=1):
-    """A table of coloured cells from x, y on; what is nan stays empty. With a form, each cell shows its number.
+    """A table of colored cells; x, y: its upper left corner. nan stays empty. With a form, cells show their numbers.
 
-    All cells of one of 33 shades are one path, which keeps the file small.
+    All cells of the same shade, one of 33, are a single path, which keeps the file small.
     """
     values = np.asarray(values, float)
     axes.numbers += np.nan_to_num(values, nan=-1).ravel().tolist()
@@ -136,7 +137,7 @@ def table(axes, x, y, values, width, height, form=None, colors=WEIGHTS, low=0, h
 
 
 def grid(axes, x, y, texts, width, height):
-    """A table without colours; a cell that is empty is not drawn."""
+    """A table without colors; empty cells are not drawn."""
     for (i, j), text in np.ndenumerate(texts):
         if text:
             bar(axes, x + width * j, y + height * i, width, height, "none", GREY)
@@ -144,7 +145,7 @@ def grid(axes, x, y, texts, width, height):
 
 
 def label(axes, x, y, names, width, height, size=9, angle=0):
-    """The names of a table's columns, above it, and of its rows, on its left."""
+    """Names the columns of a table above it and its rows on the left."""
     for i, name in enumerate(names):
         at = x + (i + 0.5) * width
         write(axes, at, y - (4 if angle else 9), name, size, "left" if angle else "center", angle=angle)
@@ -152,14 +153,14 @@ def label(axes, x, y, names, width, height, size=9, angle=0):
 
 
 def scale(axes, x, y, low, high, colors=WEIGHTS):
-    """The colours of a table, with the numbers at the ends and in the middle."""
+    """The color scale of a table, labeled at both ends and in the middle."""
     table(axes, x, y, [np.linspace(low, high, 24)], 4, 9, colors=colors, low=low, high=high)
     for i, number in enumerate((low, (low + high) / 2, high)):
         write(axes, x + 48 * i, y + 17, f"{number:g}", 8.5)
 
 
 def legend(axes, x, y, *entries):
-    """Pairs (colour, words) in one row from x on."""
+    """Pairs (color, text) in one row, starting at x."""
     for color, text in entries:
         bar(axes, x, y - 5, 10, 10, color)
         write(axes, x + 14, y, text, 9, "left")

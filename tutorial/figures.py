@@ -2,9 +2,9 @@
 
     python -m tutorial.figures
 
-writes tutorial/figures/NAME.svg, and NAME.zh.svg with Chinese words, for each function in FIGURES. Such a function
-gets `say`, which gives its words in one of the languages, and returns the sheet that it has drawn on. What is drawn,
-words and numbers, is in each file's description, too; tests/test_tutorial.py draws all anew and compares that.
+writes tutorial/figures/NAME.svg, and NAME.zh.svg with Chinese labels, for each function in FIGURES. Each function takes
+`say`, which translates and formats a label, and returns the sheet. The description in each file lists all its texts and
+numbers; tests/test_tutorial.py redraws the pictures and compares these lists.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 
-from beyond.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, STYLE
+from beyond.files.style import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, STYLE
+import cli
 import gpt2
 from tutorial.drawing import arrow, bar, box, graph, legend, line, note, row_of, sheet, title, write
 from tutorial.inside import architecture, embeddings, heads, layers, load, mask, names_of, query, split
 from tutorial.labels import CHINESE
 from tutorial.parts import parts
-import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDER = os.path.join(ROOT, "tutorial", "figures")
@@ -32,10 +32,11 @@ FOLDER = os.path.join(ROOT, "tutorial", "figures")
 
 
 def loop(say):
-    """The loop that writes a text: tokens go in, probabilities come out, the most probable token joins the text."""
+    """The generation loop: tokens go in, probabilities come out, the most probable token is appended to the text."""
     encoder, hparams, params = load()
     ids = encoder.encode("Good morrow, my")
-    axes, n = sheet(232), len(ids)
+    n = len(ids)
+    axes = sheet(232)
     title(axes, 0, 9, say("the text so far"))
     write(axes, 474, 9, say("probability of the next token"), 10, "right", bold=True)
     for row in range(4):
@@ -58,10 +59,11 @@ def loop(say):
 
 
 def sampling(say):
-    """One distribution, and what temperature, top_k and top_p make of it."""
+    """How temperature, top_k and top_p change a distribution."""
     encoder, hparams, params = load()
     logits = gpt2.gpt2(encoder.encode("My lord, I"), **params, n_head=hparams["n_head"])[-1]
-    probs, n = gpt2.softmax(logits), 8
+    probs = gpt2.softmax(logits)
+    n = 8
     ranked = np.argsort(-probs, kind="stable")
     before = np.cumsum(probs[ranked]) - probs[ranked]
     panels = [
@@ -83,17 +85,18 @@ def sampling(say):
             bar(axes, left, y - 7, 62 * was, 14, PALE)
             bar(axes, left, y - 4, 62 * p, 8, ORANGE if i == n else color)
             write(axes, left + 3 + 62 * max(was, p), y, f"{p:.2f}" if p else "0", 8.5, "left")
-    entries = (PALE, say("temperature {}", 1)), (BLUE, say("all can be drawn")), (GREEN, say("cut off, the rest grows"))
+    entries = (PALE, say("temperature {}", 1)), (BLUE, say("not truncated")), (GREEN, say("truncated, renormalized"))
     legend(axes, 70, 225, *entries, (ORANGE, say("all others")))
     return axes
 
 
 def shift(say):
-    """The targets are the inputs shifted by one, and each place has a loss of its own."""
+    """The targets are the inputs shifted by one, and each position has its own loss."""
     encoder, hparams, params = load()
     ids = encoder.encode("To be, or not to be, that is the question.")
     probs = gpt2.softmax(gpt2.gpt2(ids[:-1], **params, n_head=hparams["n_head"]))[np.arange(len(ids) - 1), ids[1:]]
-    losses, names, n = -np.log(probs), names_of(ids), 6
+    losses, names = -np.log(probs), names_of(ids)
+    n = 6
     axes = sheet(268)
     for y, text in (
         (16, say("inputs\nids[:-1]")),
@@ -103,7 +106,7 @@ def shift(say):
         (200, say("loss")),
     ):
         write(axes, 62, y, text, 9.5, "right")
-    text = say("each place sees the tokens up to itself, and no more")
+    text = say("each position sees only itself and earlier tokens")
     box(axes, 68 + 62 * n / 2, 62, 62 * n + 4, 26, text, GREY)
     for i in range(n):
         x = 97 + 62 * i
@@ -119,15 +122,16 @@ def shift(say):
     write(axes, 97 + 62 * n - 22, 16, "...", 10, "left")
     write(axes, 97 + 62 * n - 22, 108, "...", 10, "left")
     line(axes, (70, 240), (70 + 62 * n, 240), width=0.8)
-    note(axes, 70, 256, say("loss = -ln(probability); its mean over the whole sentence: {:.2f}", losses.mean()))
+    note(axes, 70, 256, say("loss = -ln(probability); mean over the whole sentence: {:.2f}", losses.mean()))
     return axes
 
 
 def loss(say):
-    """The loss by step of the model in this repository, on what it learned from and on what was held out."""
+    """The loss by step of the model in this repository, on its training text and on the held-out text."""
     n_vocab = load()[1]["n_vocab"]
     steps, train, held_out, averaged = history_of(os.path.join(ROOT, "models", "shakespeare", "loss.svg")).T
-    blind, best = np.log(n_vocab), averaged.argmin()
+    blind = np.log(n_vocab)
+    best = averaged.argmin()
     axes = sheet(258)
     inner = graph(axes, 40, 10, 430, 200, xlim=(0, steps[-1] * 1.02), ylim=(2.4, 7.3))
     inner.plot(steps, train, color=BLUE, lw=1.8)
@@ -139,22 +143,22 @@ def loss(say):
     write(axes, 462, 158, say("kept: step {:g}, {:.2f}", steps[best], averaged[best]), 9.5, "right")
     write(axes, 255, 234, say("step"))
     write(axes, 12, 110, say("loss (nats per token)"), 10, angle=90)
-    average = GREEN, say("held out, averaged weights")
-    legend(axes, 40, 250, (BLUE, say("learned from (with dropout)")), (ORANGE, say("held out")), average)
+    average = GREEN, say("held-out text, averaged weights")
+    legend(axes, 40, 250, (BLUE, say("training text (with dropout)")), (ORANGE, say("held-out text")), average)
     return axes
 
 
 def history_of(path):
-    """[(step, loss learned from, held-out loss, that of averaged weights)], an array, of what beyond.train drew."""
+    """The losses in a picture by beyond.train: [n, 4], step, training, held-out, held-out with averaged weights."""
     description = ElementTree.parse(path).find(".//{http://purl.org/dc/elements/1.1/}description")
     return np.array(json.loads(description.text))
 
 
-# --- the vocabulary, the files, the answer ---
+# --- vocabulary, checkpoint, cache, quantization ---
 
 
 def merge_steps(symbols, ranks):
-    """[(tokens, the merge that made them)] of a word, one merge in each step."""
+    """[(tokens, rank of the last merge)] for a word, after each merge."""
     steps = [(list(symbols), None)]
     while True:
         tokens = steps[-1][0]
@@ -167,7 +171,8 @@ def merge_steps(symbols, ranks):
 
 def bpe(say):
     """The merges of one word."""
-    steps, seen = merge_steps("Ġunworthy", load()[0].bpe_ranks), set()
+    steps = merge_steps("Ġunworthy", load()[0].bpe_ranks)
+    seen = set()
     axes = sheet(30 * len(steps) + 24)
     for row, (tokens, rank) in enumerate(steps):
         x, y = 0, 15 + 30 * row
@@ -179,23 +184,25 @@ def bpe(say):
             x += width
         text = say("one symbol per byte") if rank is None else say("merge number {}", rank)
         write(axes, 312, y, text, 10, "left")
-    note(axes, 0, y + 28, say("· is the space before the word; in vocab.bpe it is written Ġ"))
+    note(axes, 0, y + 28, say("· is the space before the word, written Ġ in vocab.bpe"))
     return axes
 
 
 def checkpoint(say):
-    """The data file: all arrays end to end, and what one block of it has."""
+    """The data file: all arrays end to end, and the arrays of one block."""
     wide = 478
     _, hparams, params = load()
     blocks = [(f"h{i}", params["blocks"][i], BLUE) for i in range(hparams["n_layer"])]
     pieces = [*blocks, ("ln_f", params["ln_f"], PURPLE), ("wpe", params["wpe"], GREEN), ("wte", params["wte"], GREEN)]
-    axes, total, x = sheet(226), sum(size_of(part) for _, part, _ in pieces), 0
-    title(axes, 0, 9, say("model.ckpt.data: {:,} numbers of 4 bytes, one after the other", total))
+    total = sum(size_of(part) for _, part, _ in pieces)
+    axes = sheet(226)
+    x = 0
+    title(axes, 0, 9, say("model.ckpt.data: {:,} numbers of 4 bytes each, end to end", total))
     for name, part, color in pieces:
         width = wide * size_of(part) / total
         bar(axes, x, 24, max(width - 1, 0.8), 32, color)
         if name != "ln_f":
-            below = 26 * (name == "wpe")  # which is too narrow for its name
+            below = 26 * (name == "wpe")  # too narrow for its name
             write(axes, x + width / 2, 40 + below, name, 9.5, color=GREY if below else "white")
         if name == "h1":
             line(axes, (x, 58), (0, 100), width=0.8, dashed=True)
@@ -223,12 +230,12 @@ def checkpoint(say):
         0,
         190,
         say(
-            "thin strip: all biases and layer norms, {:.1%}; in the file they are between the matrices",
+            "thin strip: all biases and layer norms, {:.1%}; in the file, they lie between the matrices",
             thin / size_of(block),
         ),
     )
     n_vocab, n_ctx = len(params["wte"]), len(params["wpe"])
-    note(axes, 0, 208, say("wte: one row for each of {:,} tokens; wpe: one for each of {} places", n_vocab, n_ctx))
+    note(axes, 0, 208, say("wte: one row for each of {:,} tokens; wpe: one for each of {} positions", n_vocab, n_ctx))
     return axes
 
 
@@ -244,10 +251,12 @@ def size_of(tree):
 
 
 def cache(say):
-    """What is computed in each step, without a cache and with one."""
+    """The tokens computed in each step, without a cache and with one."""
     encoder, hparams, params = load()
-    ids, n, steps = encoder.encode("O, my good"), 4, 4
-    axes, out = sheet(224), names_of(gpt2.generate(ids, params, hparams["n_head"], steps))
+    ids, steps = encoder.encode("O, my good"), 4
+    n = len(ids)
+    out = names_of(gpt2.generate(ids, params, hparams["n_head"], steps))
+    axes = sheet(224)
     for left, with_cache in ((66, False), (282, True)):
         title(axes, left, 9, say("with a cache") if with_cache else say("without a cache"))
         for step in range(steps):
@@ -263,14 +272,14 @@ def cache(say):
         note(axes, left, 166, say("tokens computed: {}", text))
     for step in range(steps):
         note(axes, 0, 42 + 30 * step, say("decode {}", step) if step else say("prefill"))
-    legend(axes, 0, 194, (ORANGE, say("goes through the model")), (GREY, say("its k and v are read from the cache")))
+    legend(axes, 0, 194, (ORANGE, say("goes through the model")), (GREY, say("k and v come from the cache")))
     prompt = "  ".join(names_of(ids))
-    note(axes, 0, 214, say("0 to {}: the prompt, {}; green: what comes out, and goes in next", n - 1, prompt))
+    note(axes, 0, 214, say("0 to {}: the prompt, {}; green: the output, which is the next input", n - 1, prompt))
     return axes
 
 
 def quantization(say):
-    """What 8 and 4 bits keep of each weight between the least and the greatest that share a scale."""
+    """64 weights that share a scale, rounded to 8 and to 4 bits."""
     _, _, params = load()
     w = np.sort(params["blocks"][0]["mlp"]["c_fc"]["w"][:64, 0])  # 64 inputs of one output
     axes = sheet(236)
@@ -286,8 +295,8 @@ def quantization(say):
         off = np.abs(np.rint(w / scale) * scale - w).max()
         title(axes, left, 10, say("{} bits: error up to {:.4f}", bits, off))
         write(axes, left + 98, 208, say("weight"))
-    write(axes, 9, 104, say("what is kept"), 10, angle=90)
-    legend(axes, 44, 228, (ORANGE, say("64 weights that share a scale")), (BLUE, say("all values that can be kept")))
+    write(axes, 9, 104, say("stored value"), 10, angle=90)
+    legend(axes, 44, 228, (ORANGE, say("64 weights that share a scale")), (BLUE, say("all values that can be stored")))
     return axes
 
 
@@ -322,7 +331,7 @@ LANGUAGES = {"": str.format, ".zh": chinese}
 
 
 def drawn(axes):
-    """The words and numbers of a sheet: {"texts": [...], "numbers": [...]}."""
+    """The texts and numbers on a sheet: {"texts": [...], "numbers": [...]}."""
     curves = [line for graph in axes.figure.axes[1:] for line in graph.lines]
     numbers = [*axes.numbers, *(number for line in curves for number in [*line.get_xdata(), *line.get_ydata()])]
     return {"texts": [text.get_text() for text in axes.texts], "numbers": [round(float(x), 3) + 0 for x in numbers]}
@@ -332,7 +341,7 @@ def draw(folder, figures=FIGURES):
     """Writes pictures into a folder."""
     os.makedirs(folder, exist_ok=True)
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in the font that measures, not in the reader's
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font used for measuring, not the reader's
         for make, (language, say) in itertools.product(figures, LANGUAGES.items()):
             axes = make(say)
             about = {"Title": make.__doc__, "Description": json.dumps(drawn(axes), ensure_ascii=False)}
@@ -347,4 +356,4 @@ def main():
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    cli.run(main)
