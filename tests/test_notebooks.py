@@ -1,4 +1,4 @@
-"""The tutorial's notebooks: they are the pages, what their cells print is so, and they can be begun in an empty folder."""
+"""The tutorial's notebooks match the pages, print what they show, and can be started in an empty folder."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ MADE = {page: nbformat.read(notebooks.NOTEBOOKS[page], 4) for page in blocks.PAG
 
 
 def pictures_of(notebook):
-    """{the file that a cell shows: the PNG, in base64, that the notebook has of it}"""
+    """{file that a cell shows: its PNG, in base64, in the notebook}"""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     found = [(cell.source, output.data) for cell in cells for output in cell.outputs if "data" in output]
     return {source.split('"')[1]: data["image/png"] for source, data in found}
@@ -33,15 +33,15 @@ def stdout_of(outputs):
 
 
 def code_of(notebook):
-    """The code of each cell, without what is a comment and no more."""
+    """The code of each cell, without comment lines."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     lines = [[line for line in cell.splitlines() if not line.startswith("#")] for cell in cells]
     return ["\n".join(part).replace(".zh.svg", ".svg") for part in lines]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_notebooks_are_made_of_the_pages(name):
-    """If this fails after a change that is right: python -m tutorial.notebooks."""
+def test_the_notebooks_match_the_pages(name):
+    """If this fails after an intended change: python -m tutorial.notebooks."""
     page = PAGES[name]
     kept = pictures_of(MADE[page])
     path = notebooks.NOTEBOOKS[page]
@@ -49,7 +49,7 @@ def test_the_notebooks_are_made_of_the_pages(name):
     nbformat.validate(made)
     assert notebooks.content(made) == path.read_text("utf-8")
     assert path.stat().st_size < 1_500_000
-    for picture, data in kept.items():  # each is of that file as it is now
+    for picture, data in kept.items():  # each was drawn for the current SVG file
         image = Image.open(io.BytesIO(base64.b64decode(data)))
         assert image.text["Source"] == hashlib.sha256((ROOT / picture).read_bytes()).hexdigest(), picture
         assert image.width > 900 and image.convert("L").getextrema() != (0, 0)
@@ -60,7 +60,7 @@ def test_both_notebooks_have_the_same_code():
     assert code_of(english) == code_of(chinese)
 
 
-def test_all_blocks_of_the_page_are_there_and_every_exercise_has_a_cell():
+def test_a_notebook_has_all_blocks_of_the_page_and_a_cell_per_exercise():
     page = PAGES["README.md"].read_text("utf-8")
     notebook = MADE[PAGES["README.md"]]
     cells = [cell.source for cell in notebook.cells]
@@ -123,7 +123,7 @@ def test_a_page_as_a_notebook(tmp_path):
     assert len({cell.id for cell in made.cells}) == len(made.cells)
 
 
-def test_the_first_cell_fetches_the_repository_where_it_is_not(tmp_path):
+def test_the_first_cell_fetches_the_repository_if_it_is_missing(tmp_path):
     there, empty = tmp_path / "there", tmp_path / "empty"
     (there / "beyond").mkdir(parents=True)
     empty.mkdir()
@@ -138,19 +138,19 @@ def test_the_first_cell_fetches_the_repository_where_it_is_not(tmp_path):
         assert os.path.samefile(done.stdout.splitlines()[-1], expected)
 
 
-def test_every_cell_prints_what_is_below_it(tmp_path):
-    """The whole notebook, as it is run from its own folder in a copy of the repository, and the reader's file checked."""
+def test_every_cell_prints_the_stored_output(tmp_path):
+    """Runs the whole notebook in its own folder of a copy of the repository, including the checks of mine.py."""
     ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "tests", "page")
     shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored, symlinks=True)
     notebook = nbformat.from_dict(MADE[PAGES["README.md"]])
     before = [list(cell.get("outputs", [])) for cell in notebook.cells]
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path / "copy" / "tutorial"}})
     client.execute(env={**os.environ, "PATH": os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]})
-    told = 0
+    n_checks = 0
     for cell, old in zip(notebook.cells, before):
-        said, should = map(stdout_of, (cell.get("outputs", []), old))
+        output, expected = map(stdout_of, (cell.get("outputs", []), old))
         if cell.source == notebooks.CHECK.strip():
-            told += said.count("still to do") // 10
+            n_checks += output.count("still to do") // 10
         elif not cell.source.startswith("%%writefile"):
-            assert same(should, said), f"{cell.source}\n{should}\n{said}"
-    assert told == sum(cell.source == notebooks.CHECK.strip() for cell in notebook.cells) > 3
+            assert same(expected, output), f"{cell.source}\n{expected}\n{output}"
+    assert n_checks == sum(cell.source == notebooks.CHECK.strip() for cell in notebook.cells) > 3

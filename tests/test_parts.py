@@ -1,4 +1,4 @@
-"""tutorial/parts.py: what each part of GPT-2 is for. The training text is not here, so its figures are not made anew."""
+"""tutorial/parts.py: what each part of GPT-2 contributes. Its results are not reproduced: the training text is not here."""
 
 from collections import Counter
 import json
@@ -14,7 +14,7 @@ import gpt2
 from tutorial import parts
 import utils
 
-KEPT = json.loads((ROOT / "tutorial" / "parts.json").read_text("utf-8"))
+RESULTS = json.loads((ROOT / "tutorial" / "parts.json").read_text("utf-8"))
 N_VOCAB, N_CTX, N_EMBD = 1024, 16, 8
 
 
@@ -24,27 +24,27 @@ def ids():
     return np.array(encoder.encode((ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")[:20000]))
 
 
-def test_the_tables_by_counting_in_another_way(ids):
-    learned, unseen = ids[:6000], ids[6000:]
-    counts, pairs, firsts = Counter(learned.tolist()), Counter(), Counter()
-    for first, second in zip(learned.tolist(), learned.tolist()[1:]):
+def test_the_tables_agree_with_a_plain_count(ids):
+    training, held_out = ids[:6000], ids[6000:]
+    counts, pairs, firsts = Counter(training.tolist()), Counter(), Counter()
+    for first, second in zip(training.tolist(), training.tolist()[1:]):
         pairs[first, second] += 1
         firsts[first] += 1
     one = two = 0.0
-    for first, second in zip(unseen.tolist(), unseen.tolist()[1:]):
-        one -= math.log((counts[second] + 1) / (len(learned) + N_VOCAB))
+    for first, second in zip(held_out.tolist(), held_out.tolist()[1:]):
+        one -= math.log((counts[second] + 1) / (len(training) + N_VOCAB))
         two -= math.log((pairs[first, second] + 0.1) / (firsts[first] + 0.1 * N_VOCAB))
-    n = len(unseen) - 1
-    assert parts.count_loss(learned, unseen, N_VOCAB) == pytest.approx(one / n)
-    assert parts.pair_loss(learned, unseen, N_VOCAB) == pytest.approx(two / n)
-    assert parts.pair_loss(learned[:2], unseen, N_VOCAB, 1e9) == pytest.approx(math.log(N_VOCAB))  # all alike
+    n = len(held_out) - 1
+    assert parts.count_loss(training, held_out, N_VOCAB) == pytest.approx(one / n)
+    assert parts.pair_loss(training, held_out, N_VOCAB) == pytest.approx(two / n)
+    assert parts.pair_loss(training[:2], held_out, N_VOCAB, 1e9) == pytest.approx(math.log(N_VOCAB))  # uniform
 
 
 @pytest.mark.parametrize("name", parts.MODELS)
-def test_each_model_has_the_parts_that_it_says(name):
-    """By the number of its parameters, and by what its logits depend on."""
-    has = parts.MODELS[name]
-    params = parts.initial_params(has, N_VOCAB, N_CTX, N_EMBD, 0)
+def test_each_model_has_its_parts(name):
+    """Judged by the number of its parameters and by which inputs its logits depend on."""
+    spec = parts.MODELS[name]
+    params = parts.initial_params(spec, N_VOCAB, N_CTX, N_EMBD, 0)
     attn, mlp, norms = 4 * N_EMBD**2 + 4 * N_EMBD, 8 * N_EMBD**2 + 5 * N_EMBD, 2 * N_EMBD
     block = {"one head": attn + norms, "heads": attn + norms, "no layer norms": attn + mlp}
     n_layer = {"embeddings": 0, "positions": 0, "one head": 1, "heads": 1, "feed-forward": 1}
@@ -54,31 +54,31 @@ def test_each_model_has_the_parts_that_it_says(name):
         + norms * (name not in ("embeddings", "positions", "no layer norms"))
         + block.get(name, attn + mlp + 2 * norms) * n_layer.get(name, 4)
     )
-    rng = np.random.default_rng(0)  # larger weights, so that each part shows
+    rng = np.random.default_rng(0)  # larger weights, so that each part has a visible effect
     params = jax.tree.map(lambda x: (x + rng.standard_normal(x.shape)).astype(np.float32), params)
-    full, model = parts.whole(params, N_CTX), parts.model_of(has)
+    full, model = parts.whole(params, N_CTX), parts.model_of(spec)
 
-    run = jax.jit(lambda inputs: model.gpt2(inputs, **full, n_head=has.n_head))
+    run = jax.jit(lambda inputs: model.gpt2(inputs, **full, n_head=spec.n_head))
 
-    def last(*inputs):  # what comes after them changes nothing
+    def last(*inputs):  # the padding after them changes nothing
         return np.array(run(np.array([*inputs, 5, 6][:3])))[len(inputs) - 1]
 
     looks_back = name not in ("embeddings", "positions")
     assert np.allclose(last(1, 2, 3), last(4, 2, 3), atol=1e-4) != looks_back
     assert np.allclose(last(3), last(3, 3), atol=1e-4) == (name in ("embeddings", "no positions"))
-    if has.n_layer < 2:  # a second block can tell the order even without positions
+    if spec.n_layer < 2:  # with a second block, the causal mask reveals the order even without positions
         assert np.allclose(last(1, 2, 3), last(2, 1, 3), atol=1e-4) != looks_back
 
 
 @pytest.mark.parametrize("name", parts.MODELS)
 def test_each_model_learns(name, ids, monkeypatch):
-    """In two steps. Muon, which takes long to compile, is tried with one of them."""
-    has = parts.MODELS[name]
-    has = has._replace(n_layer=min(1, has.n_layer))
+    """In two steps. Muon, which is slow to compile, is used for only one of them."""
+    spec = parts.MODELS[name]
+    spec = spec._replace(n_layer=min(1, spec.n_layer))
     if name != "heads":
-        monkeypatch.setattr(parts.fit, "muon_and_adamw", lambda *_, **__: optax.adam(0.05))
+        monkeypatch.setattr(parts.optimizers, "muon_and_adamw", lambda *_, **__: optax.adam(0.05))
     settings = {"n_ctx": N_CTX, "n_embd": N_EMBD, "batch_size": 4, "learning_rate": 0.01, "seed": 0, "steps": 2}
-    assert parts.train_one(has, ids[:6000], ids[6000:6200], N_VOCAB, **settings)[0] < math.log(N_VOCAB) - 0.01
+    assert parts.train_one(spec, ids[:6000], ids[6000:6200], N_VOCAB, **settings)[0] < math.log(N_VOCAB) - 0.01
 
 
 def test_gpt2_with_all_parts_is_gpt2():
@@ -88,20 +88,20 @@ def test_gpt2_with_all_parts_is_gpt2():
     np.testing.assert_allclose(found, gpt2.gpt2(inputs, **params, n_head=4), atol=1e-5)
 
 
-def test_what_is_kept_is_what_the_command_measures():
-    assert KEPT["settings"] == parts.SETTINGS
-    assert list(KEPT["parts"]) == list(parts.LABELS) == ["uniform", "counts", "pairs", *parts.MODELS]
-    assert KEPT["parts"]["uniform"]["loss"] == pytest.approx(math.log(N_VOCAB), abs=1e-3)
-    for name, has in parts.MODELS.items():
-        params = parts.initial_params(has, N_VOCAB, parts.SETTINGS["n_ctx"], parts.SETTINGS["n_embd"], 0)
-        assert KEPT["parts"][name]["n_params"] == sum(x.size for x in jax.tree.leaves(params)), name
+def test_the_stored_results_have_the_settings_and_models_of_the_command():
+    assert RESULTS["settings"] == parts.SETTINGS
+    assert list(RESULTS["parts"]) == list(parts.LABELS) == ["uniform", "counts", "pairs", *parts.MODELS]
+    assert RESULTS["parts"]["uniform"]["loss"] == pytest.approx(math.log(N_VOCAB), abs=1e-3)
+    for name, spec in parts.MODELS.items():
+        params = parts.initial_params(spec, N_VOCAB, parts.SETTINGS["n_ctx"], parts.SETTINGS["n_embd"], 0)
+        assert RESULTS["parts"][name]["n_params"] == sum(x.size for x in jax.tree.leaves(params)), name
 
 
-def test_another_text_is_refused_and_another_file_is_kept(tmp_path):
+def test_another_text_and_an_output_that_is_not_its_own_are_refused(tmp_path):
     (tmp_path / "text").write_text("O, my good lord. " * 50)
     done = command("-m", "tutorial.parts", "text", "--out", "new", program=None, cwd=tmp_path, env={"PYTHONPATH": ROOT})
-    assert_error(done, "text is not held_out.txt", "give tinyshakespeare")
+    assert_error(done, "text is not models/shakespeare/held_out.txt", "pass tinyshakespeare")
     done = command(
         "-m", "tutorial.parts", "text", "--out", "text", program=None, cwd=tmp_path, env={"PYTHONPATH": ROOT}
     )
-    assert_error(done, "text is the input, too")
+    assert_error(done, "text is also the input")

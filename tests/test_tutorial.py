@@ -71,7 +71,7 @@ def test_what_is_false_is_found():
     for page, part in (
         ("```python\nprint(1)\n```\n", "must be below"),
         ("```python\n```\n```\n1\n```\n", "must be below"),
-        ("```\n1\n```\n", "nothing that is run"),
+        ("```\n1\n```\n", "no block above it"),
         ('[x](../gpt2.py#L1-L2 "def nothing")\n```\n```\n', "no part"),
     ):
         with pytest.raises(ValueError, match=part):

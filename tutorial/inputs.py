@@ -1,10 +1,10 @@
-"""What tutorial/check.py calls the functions with: inputs that show mistakes which usual ones hide.
+"""The inputs that tutorial/check.py uses, chosen to reveal mistakes that ordinary inputs hide.
 
     args, kwargs = inputs()["mha"][0]
     mha(*args, **kwargs)
 
-Large scores overflow where the maximum is not subtracted, a row of equal numbers divides by 0 where eps is missing, as
-many tokens as columns let a wrong axis through without an error, so that its numbers can be known again.
+Large scores overflow if the maximum is not subtracted. A row of equal numbers divides by 0 if eps is missing. With as
+many tokens as columns, a wrong axis raises no error, so its numbers identify the mistake.
 """
 
 import itertools
@@ -13,11 +13,11 @@ import numpy as np
 
 from tutorial.mistakes import RIGHT
 
-IDS = [46, 11, 307, 453, 436, 11, 258, 38, 373]  # the text of the shakespeare model, or of any other
+IDS = [46, 11, 307, 453, 436, 11, 258, 38, 373]  # a text for the shakespeare model; modulo n_vocab for others
 
 
 def numbers(*shape, seed=0):
-    """Random numbers with one decimal."""
+    """Random numbers with one decimal place."""
     return np.round(np.random.default_rng(seed).standard_normal(shape), 1).astype(np.float32)
 
 
@@ -57,10 +57,10 @@ def tiny(seed=0, n_vocab=11, n_ctx=24, n_embd=6, n_layer=2):
 
 
 def tiny_models():
-    """One as any other, one with large scores, one in which the numbers of a row are nearly or wholly equal."""
+    """The params of an ordinary model, of one with large scores, and of one with nearly or exactly constant rows."""
     usual, large, flat = tiny(1), tiny(2, n_vocab=6), tiny(3)  # 6 ids: wte is square
     for block in large["blocks"]:
-        block["attn"]["c_attn"]["w"] *= 6  # e to such a score overflows
+        block["attn"]["c_attn"]["w"] *= 6  # exp of such a score overflows
     for name in "wte", "wpe":
         flat[name] *= 0.002
         flat[name][1] = 0
@@ -68,7 +68,7 @@ def tiny_models():
 
 
 def attentive(seed):
-    """The params of a tiny model whose next token depends on all tokens before it, not on the last alone."""
+    """The params of a tiny model whose next token depends on all previous tokens, not just the last."""
     params = tiny(seed)
     for block in params["blocks"]:
         block["attn"]["c_proj"]["w"] *= 4
@@ -76,7 +76,7 @@ def attentive(seed):
 
 
 def inputs(params=None, n_head=None):
-    """{function: [(args, kwargs)]}, small ones first; then, if its params are given, those of a whole model."""
+    """{function: [(args, kwargs)]}, small cases first; then, if params is given, cases from that model."""
     cases = {**small_layers(), **{name: [] for name in ("mha", "transformer_block", "hidden_states", "gpt2")}}
     for model, n in itertools.product(tiny_models(), (3, 6, 1)):
         ids = [id % len(model["wte"]) for id in (4, 1, 8, 2, 7, 5)][:n]
@@ -107,10 +107,11 @@ def inputs(params=None, n_head=None):
 
 
 def small_layers():
-    """{function: [(args, kwargs)]} of the functions that make a block's parts."""
-    row, many, c = array(2, 1, 0, -1), numbers(3, 3), array(0.5, 1.5, -2)
-    g, b = array(1, 2, 3, 0.5), array(0, 1, -1, 2)
+    """{function: [(args, kwargs)]} for the functions that a block is built from."""
+    row, many = array(2, 1, 0, -1), numbers(3, 3)
     flat = array([5, 5, 5, 5], [1e-3, -1e-3, 2e-3, -2e-3])
+    g, b = array(1, 2, 3, 0.5), array(0, 1, -1, 2)
+    c = array(0.5, 1.5, -2)
     square = {"c_fc": {"w": numbers(3, 3, seed=2), "b": c}, "c_proj": {"w": numbers(3, 3, seed=3), "b": -c / 2}}
     qkv = [
         [numbers(n, d, seed=10 * d + i) for i, n in enumerate((n_q, n_k, n_k))]
@@ -136,11 +137,11 @@ def small_layers():
 
 def whole_layers(ids, params, n_head, past):
     """Yields (function, (args, kwargs)) for a block and for the model, with a cache unless past is None."""
-    n_embd, block = params["wte"].shape[1], params["blocks"][0]
+    block = params["blocks"][0]
     x = params["wte"][ids] + params["wpe"][: len(ids)]
     kv, cache = {}, {}
     if past is not None:
-        shape = len(params["blocks"]), 2, n_head, 10, n_embd // n_head
+        shape = len(params["blocks"]), 2, n_head, 10, x.shape[1] // n_head
         cache = {"cache": [*numbers(*shape, seed=5)], "past": past}
         kv = {"kv": cache["cache"][0], "past": past}
     yield "mha", ((x,), {**block["attn"], "n_head": n_head, **kv})
@@ -150,8 +151,9 @@ def whole_layers(ids, params, n_head, past):
 
 
 def parts_of_a_model(params, n_head):
-    """Yields (function, (args, kwargs)) for the small layers, as the first block has them, and for generate."""
-    ids, block = [id % len(params["wte"]) for id in IDS], params["blocks"][0]
+    """Yields (function, (args, kwargs)) for the small layers of the first block and for generate."""
+    ids = [id % len(params["wte"]) for id in IDS]
+    block = params["blocks"][0]
     x = params["wte"][ids] + params["wpe"][: len(ids)]
     h = RIGHT["layer_norm"](x, **block["ln_1"])
     yield "layer_norm", ((x,), block["ln_1"])

@@ -1,16 +1,16 @@
-"""The pages as notebooks, for Jupyter and Colab: with outputs and pictures, and with cells to fill in.
+"""Turns the pages into notebooks for Jupyter and Colab, with outputs and pictures, and with cells to fill in.
 
     python -m tutorial.notebooks
 
-writes tutorial.ipynb from README.md and tutorial.zh.ipynb from README.zh.md. What the blocks print is taken from the
-pages, so python -m tutorial.blocks comes first; and after python -m tutorial.figures this draws the pictures anew, as
-PNG, since neither GitHub nor Colab shows SVG, or what is attached to a text, in every notebook.
+writes tutorial.ipynb from README.md and tutorial.zh.ipynb from README.zh.md. Run python -m tutorial.blocks and
+python -m tutorial.figures first: outputs are copied from the pages, and pictures are redrawn as PNG, because neither
+GitHub nor Colab shows SVG or attachments in every notebook.
 
-What tutorial/blocks.py runs becomes a cell of code. Excerpts and commands that it does not run stay text. An exercise
-gets an empty cell, and its solution stays folded, as text: it is there to be compared with, not to be run in passing.
-A paragraph that names functions to be written in `mine.py` is followed by two cells, one that writes them to that file
-and one that checks it. What is between <!-- page --> and <!-- /page --> is on the page alone.
-The same pages give the same bytes: cells are numbered, and nothing has a date.
+Each block that tutorial/blocks.py runs becomes a code cell. Excerpts, and commands that it does not run, stay text. An
+exercise gets an empty cell; its solution stays folded, as text, to compare with and not to be run by accident.
+A paragraph that asks for functions in `mine.py` is followed by two cells: one writes their stubs to that file, and one
+checks it. Text between <!-- page --> and <!-- /page --> is left out.
+The same pages give the same bytes: cells are numbered, and nothing is dated.
 """
 
 import ast
@@ -26,17 +26,17 @@ from matplotlib import font_manager
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from beyond import files
-from beyond.style import STYLE
+from beyond.files import writing
+from beyond.files.style import STYLE
+import cli
 from tutorial import figures
 from tutorial.blocks import FENCE, LINK, PAGES, ROOT
 from tutorial.judge import NAMES
-import utils
 
 REPOSITORY = "https://github.com/YOUR-NAME/picogpt"
 NOTEBOOKS = {page: page.with_name(page.name.replace("README", "tutorial").replace(".md", ".ipynb")) for page in PAGES}
 SETUP = """
-# In Colab, this fetches the repository and installs what it needs. In a checkout it only goes to its folder.
+# In Colab, this fetches the repository and installs its requirements. In a checkout, it only changes to its folder.
 REPOSITORY = "{}"
 
 import os
@@ -64,13 +64,14 @@ PICTURE = re.compile(r"!\[([^]]*)\]\((figures/[^)\s]*)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.M)
 
 
-# --- what a page is made of ---
+# --- the parts of a page ---
 
 
 def pieces(page):
-    """Yields (kind, text, output) in order: "text", a paragraph; "python" or "sh", a block that is run, and what it
-    prints, if anything; "shown", a block that is not run."""
-    end, blocks, before = 0, list(FENCE.finditer(page)), None
+    """Yields (kind, text, output) in order. kind: "text", a paragraph; "python" or "sh", a block that is run, with its
+    output if it has any; "shown", a block that is not run."""
+    blocks = list(FENCE.finditer(page))
+    end, before = 0, None
     for i, found in enumerate(blocks):
         between = page[end : found.start()]
         yield from (("text", text, None) for text in between.strip("\n").split("\n\n") if text.strip())
@@ -79,7 +80,7 @@ def pieces(page):
         follows = blocks[i + 1] if i + 1 < len(blocks) else None
         output = follows[2] if follows and not follows[1] and not page[end : follows.start()].strip() else None
         if language == "" and not linked and before is not None:
-            before = None  # it was given with the block that prints it
+            before = None  # this output was yielded with its block
         elif linked or language not in ("python", "sh") or (language == "sh" and output is None):
             before = None
             yield "shown", found[0], None
@@ -90,7 +91,7 @@ def pieces(page):
 
 
 def anchors(page):
-    """{GitHub's anchor of a heading: Jupyter's}"""
+    """{anchor of a heading on GitHub: its anchor in Jupyter}"""
     found = {}
     for heading in HEADING.findall(FENCE.sub("", page)):
         text = re.sub(r"[`*]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading))
@@ -101,7 +102,7 @@ def anchors(page):
 
 
 def stubs(names):
-    """These functions as tutorial/start.py has them, still to be written."""
+    """The unwritten functions with these names from tutorial/start.py."""
     source = (ROOT / "tutorial" / "start.py").read_text("utf-8")
     nodes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     lines = source.splitlines()
@@ -112,12 +113,13 @@ def stubs(names):
 
 
 class Cells:
-    """The cells of a notebook, made from the pieces of a page one by one."""
+    """Builds the cells of a notebook from the pieces of a page, one by one."""
 
     def __init__(self, page, picture, yours):
         self.anchors, self.picture, self.yours = anchors(page), picture, yours
         self.cells, self.text, self.taught = [], [], []
-        self.exercise, self.folded = False, False  # whether a cell to fill in is due; whether it is in a solution
+        self.exercise = False  # whether the last exercise still needs its empty cell
+        self.folded = False  # whether the text is inside a solution
 
     def add(self, cell):
         cell.id = f"cell-{len(self.cells)}"
@@ -155,7 +157,7 @@ class Cells:
             self.add_functions(text)
 
     def add_functions(self, text):
-        """A cell for the functions that a paragraph says are to be written now, and one that checks them."""
+        """Adds a cell for the functions that a paragraph asks the reader to write, and one that checks them."""
         names = [name for name in NAMES if f"`{name}`" in text and name not in self.taught]
         if "`mine.py`" in text and names:
             begin = "%%writefile -a mine.py\n\n\n" if self.taught else "%%writefile mine.py\nimport numpy as np\n\n\n"
@@ -169,14 +171,14 @@ class Cells:
         self.add_code(f'SVG("{file}")', [new_output("display_data", data)], jupyter={"source_hidden": True})
 
     def linked(self, text):
-        """A text whose links lead to where they do on the page."""
+        """A text with its links adapted to the notebook."""
         text = LINK.sub(lambda found: re.sub(r' "[^"\n]*"\)$', ")", found[0]), text)
         text = re.sub(r"\]\(#([^)\s]+)\)", lambda found: f"](#{self.anchors.get(found[1], found[1])})", text)
         return re.sub(r"\]\(README(\.zh)?\.md\)", r"](tutorial\1.ipynb)", text)
 
 
 def notebook(path, picture):
-    """The notebook of a page. picture(path of an SVG) -> the PNG, in base64."""
+    """The notebook of a page. picture: path of an SVG -> PNG in base64."""
     page = PAGE_ONLY.sub("", path.read_text("utf-8"))
     cells = Cells(page, picture, "# 在这里写你的代码" if ".zh" in path.name else "# your code")
     cells.add_code(SETUP.format(REPOSITORY))
@@ -198,14 +200,14 @@ def notebook(path, picture):
 
 
 def png(path):
-    """The picture of a file in tutorial/figures once more, as PNG in base64, which names the file's SHA-256.
+    """A picture of tutorial/figures redrawn as PNG in base64; its metadata holds the SHA-256 of the SVG file.
 
-    Raises ValueError if it is not one of tutorial/figures.py's, or if there is no font for its words.
+    Raises ValueError if tutorial/figures.py does not draw the picture, or if no font has its characters.
     """
     name, _, language = path.stem.partition(".")
     make = {make.__name__: make for make in figures.FIGURES}.get(name)
     if make is None:
-        raise ValueError(f"{path} is none of the pictures of tutorial/figures.py, so it cannot be drawn as PNG")
+        raise ValueError(f"{path} cannot be redrawn as PNG: it is not a picture of tutorial/figures.py")
     known = {font.name for font in font_manager.fontManager.ttflist}
     fonts = [name for name in STYLE["font.sans-serif"] if name in known]
     about = {"Software": None, "Source": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -217,26 +219,26 @@ def png(path):
         except UserWarning as warning:
             raise ValueError(
                 f"no font here can draw {path.name}: {warning}; install one of {', '.join(STYLE['font.sans-serif'])} "
-                f"(fonts-noto-cjk, say) and remove {matplotlib.get_cachedir()}, which lists the fonts"
+                f"(such as fonts-noto-cjk) and delete the font cache, {matplotlib.get_cachedir()}"
             ) from None
     return base64.b64encode(file.getvalue()).decode()
 
 
 def content(notebook):
-    """What the file of a notebook holds."""
+    """The text of a notebook's file."""
     return nbformat.writes(notebook) + "\n"
 
 
 def main():
-    """Makes the tutorial's notebooks from its pages."""
+    """Creates the tutorial's notebooks from its pages."""
     made = {NOTEBOOKS[page]: notebook(page, png) for page in PAGES}
     for path, one in made.items():
         nbformat.validate(one)
-        files.write_text(path, content(one))
+        writing.write_text(path, content(one))
     return "\n".join(
         f"{path.relative_to(ROOT)}: {len(one.cells)} cells, {path.stat().st_size:,} bytes" for path, one in made.items()
     )
 
 
 if __name__ == "__main__":
-    utils.run(main)
+    cli.run(main)

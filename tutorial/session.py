@@ -1,4 +1,4 @@
-"""What each section of the article begins with: the model, and its loss on a little text that it did not learn from."""
+"""The start of each section of the article: the model, and its loss on a little held-out text."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ n_head = hparams["n_head"]
 def held_out_loss(params=params, **functions):
     """The mean loss, in nats per token, on the first 256 held-out tokens.
 
-    held_out_loss(softmax=mine) is the loss of gpt2.py with another function in place of its own.
+    held_out_loss(softmax=mine) is the loss of gpt2.py with your function in place of its own.
     """
     with open(folder_of("shakespeare", "models") + "/held_out.txt", encoding="utf-8") as file:
         ids = encoder.encode(file.read(2000))[:256]
