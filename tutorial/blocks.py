@@ -130,9 +130,8 @@ def section_up_to_date(page):
         elif language == "":
             if printed is None:
                 raise ValueError(f"block {number} is an output, but no block above it is run: {text}")
-            text, printed = printed + "\n" * (not printed.endswith("\n")), None
-            texts.append(text)
-            continue
+            text = printed if printed.endswith("\n") else printed + "\n"
+            printed = None
         elif language == "python":
             printed = run_python(text, number, namespace)
             if bool(printed) != output_follows:

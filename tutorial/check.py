@@ -5,7 +5,7 @@
     softmax            right
     layer_norm         wrong: no square root (line 14)
         This divides by the variance. Divide by its square root, the standard deviation.
-        layer_norm(...)[0, 0] is -1.2 but should be -1.34163, for x = [[1.0, 2.0, 3.0, 4.0], ...
+        layer_norm(...)[0, 0] is -1.19999 but should be -1.34164, for x = [[1.0, 2.0, 3.0, 4.0], ...
     linear             still to do
 
 tutorial/judge.py does the checking in a separate process, because the file may print, exit or loop forever. That
@@ -71,7 +71,8 @@ def load(path):
     with open(path, "rb") as file:
         source = file.read()
     module = types.ModuleType("mine")
-    module.__file__, sys.modules["mine"] = path, module
+    module.__file__ = path
+    sys.modules["mine"] = module
     sys.path.append(os.path.dirname(path))
     try:
         code = compile(source, path, "exec")
@@ -91,7 +92,7 @@ def load(path):
     return vars(module)
 
 
-# --- in ours ---
+# --- in the checker's process ---
 
 
 def check_file(path, only=None, seconds=20):
@@ -133,7 +134,7 @@ def why_it_ended(done, path, seconds):
     if not lines:
         return "timeout", f"It did not finish within {seconds} seconds; --seconds={3 * seconds} allows more time."
     text = (
-        f"Line {lines[0]} was still running after {seconds} seconds: an infinite loop? "
+        f"Line {lines[0]} was still running after {seconds} seconds: is there an infinite loop? "
         f"--seconds={3 * seconds} allows more time.\n    {linecache.getline(path, lines[0]).strip()}"
     )
     return "timeout", text
@@ -147,9 +148,11 @@ def report(findings):
     """The text to print: a line for each function, followed by what is wrong with it."""
     lines = []
     for (name, status, mistakes, text), line in findings:
-        named = ", ".join(name for name in mistakes if name != "unknown") if status == "wrong" else ""
-        status = {"to do": "still to do", "waits": "not checked"}.get(status, status)
-        lines.append(f"{name:18} {status}{f': {named}' if named else ''}{f' (line {line})' if line and named else ''}")
+        verdict = {"to do": "still to do", "waits": "not checked"}.get(status, status)
+        named = ", ".join(mistake for mistake in mistakes if mistake != "unknown")
+        if status == "wrong" and named:
+            verdict += f": {named}" + (f" (line {line})" if line else "")
+        lines.append(f"{name:18} {verdict}")
         lines += [f"    {part}" for part in text.splitlines()]
     statuses = [finding.status for finding, _ in findings]
     lines.append(
@@ -160,7 +163,7 @@ def report(findings):
 
 
 @functools.cache
-def forms():
+def translations():
     """[(pattern, Chinese)] of all the checker's messages, as in check.zh.json; {} stands for the parts that vary."""
     with open(os.path.join(ROOT, "tutorial", "check.zh.json"), encoding="utf-8") as file:
         table = json.load(file)
@@ -170,11 +173,14 @@ def forms():
 
 def chinese(text):
     """The checker's messages in Chinese. Other lines, such as code, stay as they are."""
-    lines = text.splitlines()
-    for i, line in enumerate(lines):
-        found = ((form.fullmatch(line), words) for form, words in forms())
-        lines[i] = next((words.format(*map(chinese, one.groups())) for one, words in found if one), line)
-    return "\n".join(lines)
+    return "\n".join(map(translated, text.splitlines()))
+
+
+def translated(text):
+    for pattern, words in translations():
+        if found := pattern.fullmatch(text):
+            return words.format(*map(translated, found.groups()))
+    return text
 
 
 def main(path: str, only: str = None, watch=False, seconds=20):

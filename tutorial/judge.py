@@ -180,11 +180,11 @@ def shown(name, case):
     texts = []
     for argument, value in [*zip(inspect.signature(RIGHT[name]).parameters, case[0]), *case[1].items()]:
         if isinstance(value, np.ndarray) and value.size <= 16:
-            texts.append(f"{argument} = {np.round(value.astype(float), 4).tolist()}")
+            texts.append(f"{argument} = {(np.round(value.astype(float), 4) + 0).tolist()}")  # + 0: no -0.0
         elif isinstance(value, (int, list)) and len(str(value)) < 50:
             texts.append(f"{argument} = {value}")
         elif isinstance(value, np.ndarray):
-            texts.append(f"{argument} of shape {list(value.shape)}")
+            texts.append(f"{argument}.shape = {value.shape}")
     return ", ".join(texts)
 
 
