@@ -71,6 +71,7 @@ import golden, jax
 from conftest import nested
 from test_gpu import HPARAMS, PROMPTS, negative
 from beyond import gpu
+from beyond.devices import sharding
 params = negative(nested(golden.weights(HPARAMS)))
 print(json.dumps([gpu.generate(PROMPTS, params, 8, 8, sharding.make_mesh(mesh)) for mesh in {meshes}]))
 w = gpu.place(params, 8, sharding.make_mesh({meshes}[-1]))["blocks"][0]["mlp"]["c_fc"]["w"]
@@ -154,7 +155,7 @@ def test_bfloat16_mostly_agrees(params):
 @pytest.mark.parametrize(
     "flags, parts",
     [
-        (["--mesh=1x5"], ["6 heads do not divide over 5", "[1, 2, 3, 6]"]),
+        (["--mesh=1x5"], ["6 heads cannot be split evenly across 5 devices", "[1, 2, 3, 6]"]),
         (["--mesh=2x4"], ["mesh=2x4 takes 8", "sees 5"]),
         (["--mesh=8"], ["mesh='8'"]),
         (["--mesh=0x1"], ["mesh='0x1'"]),

@@ -1,8 +1,9 @@
-"""A training on many devices, of one process or several: which part of what is on which device.
+"""Which part of the weights and of a batch is on which device.
 
-The devices are a mesh of two axes (beyond/py). Along "data" each has other rows, and the gradients are summed;
-along "model" they share the weights, split as SPLIT there says, and the optimizer's moments with them, so that a model
-may be as many times larger than a device. jit finds out what has to be sent where, between machines, too.
+The devices form a mesh with two axes. Along "data" each device has other sequences, and the gradients are summed. Along
+"model" devices share the weights, and with them the optimizer's moments, so that a model can be larger than a device:
+attention is split by heads, mlp by columns and then by rows, wte by vocabulary, as in Megatron-LM
+(https://arxiv.org/abs/1909.08053). jit works out what has to be sent where, also between machines.
 """
 
 import contextlib
@@ -13,9 +14,18 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-SPLIT = {  # the axis of each parameter that goes over the mesh's axis "model"; all else is everywhere
+import cli
+
+SPLIT = {  # the axis of each parameter that is split along the mesh's axis "model"; all else is on every device
     "wte": P("model"), "c_attn/w": P(None, None, "model"), "c_attn/b": P(None, "model"), "attn/c_proj/w": P("model"),
     "c_fc/w": P(None, "model"), "c_fc/b": P("model"), "mlp/c_proj/w": P("model")}  # fmt: skip
+
+cli.HELP.update(
+    mesh="DATAxMODEL: how many groups of devices work on different sequences, and how many devices in each group share "
+    "the weights. Without it every device is a group.",
+)
+
+# --- checks ---
 
 
 @contextlib.contextmanager
@@ -30,38 +40,26 @@ def memory_errors():
 
 
 def check_dtype(dtype):
-    """Raises ValueError unless it is one that models run in."""
+    """Raises ValueError for a type in which models cannot run."""
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
 
 
 def check_heads(n_head, mesh):
-    """Raises ValueError unless the heads divide over the mesh's axis "model"."""
+    """Raises ValueError unless the heads can be split evenly along the mesh's axis "model"."""
     if n_head % (n := mesh.shape["model"]):
         fitting = [i for i in range(1, n_head + 1) if n_head % i == 0]
         raise ValueError(
-            f"the model's {n_head} heads do not divide over {n} devices: choose one of {fitting} for "
-            f"the second number of mesh"
+            f"the model's {n_head} heads cannot be split evenly across {n} devices: make the second number of mesh "
+            f"one of {fitting}"
         )
 
 
-def by_heads(params, n_head):
-    """params whose c_attn has axes for queries, keys and values and for heads: w [n_embd, 3, n_head, d], b."""
-
-    def reshape(path, array):
-        return array.reshape(*array.shape[:-1], 3, n_head, -1) if "c_attn" in jax.tree_util.keystr(path) else array
-
-    return jax.tree_util.tree_map_with_path(reshape, params)
-
-
-def spec_of(path):
-    """How the parameter at a path of the tree is split."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
+# --- the mesh ---
 
 
 def make_mesh(mesh):
-    """A mesh with the axes data and model from a text like 2x4. Raises ValueError if there are not as many devices."""
+    """A mesh with the axes data and model from a text like 2x4. Raises ValueError if it does not fit the devices."""
     sizes, devices = mesh_sizes(mesh), jax.devices()
     n = sizes[0] * sizes[1]
     if n > len(devices) or n < len(devices) and jax.process_count() > 1:
@@ -73,17 +71,10 @@ def mesh_sizes(mesh):
     """(groups, devices in each) from a text like 2x4. Raises ValueError for any other."""
     sizes = str(mesh).split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
-        raise ValueError(f"mesh={mesh!r} must be two numbers, groups of rows x devices that share a model: 2x4, say")
+        raise ValueError(
+            f"mesh={mesh!r} must be two numbers such as 2x4: groups of devices, and devices in each that share a model"
+        )
     return int(sizes[0]), int(sizes[1])
-
-
-def plain(params):
-    """params with c_attn as a checkpoint has it; the inverse of by_heads."""
-
-    def reshape(path, array):
-        return array.reshape(*array.shape[:-3], -1) if "c_attn" in jax.tree_util.keystr(path) else array
-
-    return jax.tree_util.tree_map_with_path(reshape, params)
 
 
 def all_devices():
@@ -91,24 +82,53 @@ def all_devices():
     return make_mesh(f"{jax.device_count()}x1")
 
 
+# --- weights ---
+
+
+def by_heads(params, n_head):
+    """params with c_attn reshaped, so that it can be split by heads: w [n_embd, 3, n_head, d], b [3, n_head, d]."""
+    return _reshape_c_attn(params, lambda array: array.reshape(*array.shape[:-1], 3, n_head, -1))
+
+
+def plain(params):
+    """The inverse of by_heads: c_attn as in a checkpoint."""
+    return _reshape_c_attn(params, lambda array: array.reshape(*array.shape[:-3], -1))
+
+
+def _reshape_c_attn(params, reshape):
+    def one(path, array):
+        return reshape(array) if "c_attn" in jax.tree_util.keystr(path) else array
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def spec_of(path):
+    """How the parameter at a path of the tree is split."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return next((spec for end, spec in SPLIT.items() if name.endswith(end)), P())
+
+
+# --- arrays on the mesh, and back ---
+
+
 def put(array, mesh, spec):
-    """A NumPy array, which all processes have, on the mesh; each process sends what its devices need."""
+    """Puts a NumPy array, which every process has, on the mesh; each process sends what its own devices need."""
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda place: array[place])
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
 
-def put_rows(rows, mesh, axis=0):
-    """Arrays whose axis counts rows, dealt out along "data"."""
-    return jax.tree.map(lambda array: put(array, mesh, P(*[None] * axis, "data")), rows)
+def put_rows(arrays, mesh, axis=0):
+    """Splits a tree of arrays along "data", by this axis."""
+    return jax.tree.map(lambda array: put(array, mesh, P(*[None] * axis, "data")), arrays)
 
 
 def put_all(tree, mesh):
-    """Arrays that every device has whole."""
+    """Puts whole arrays on every device."""
     return jax.tree.map(lambda array: put(array, mesh, P()), tree)
 
 
 def split(tree, mesh, put=put):
-    """Weights, or what an optimizer keeps of each, by the names in their paths; whole where they do not divide."""
+    """Splits weights, or the optimizer's state for each, as SPLIT says; an axis that cannot be split evenly is not."""
 
     def one(path, array):
         spec, shape = spec_of(path), np.shape(array)
@@ -120,11 +140,11 @@ def split(tree, mesh, put=put):
 
 def keep_split(tree, mesh):
     """As split, within jit."""
-    return split(tree, mesh, lambda x, *place: jax.lax.with_sharding_constraint(x, NamedSharding(*place)))
+    return split(tree, mesh, lambda x, *where: jax.lax.with_sharding_constraint(x, NamedSharding(*where)))
 
 
 def fetch(tree, mesh):
-    """Copies of arrays that are split, whole and in NumPy, for each process."""
+    """NumPy copies of the whole arrays, in every process."""
     return jax.tree.map(lambda x: np.array(_gather(mesh)(x)), tree)
 
 
