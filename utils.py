@@ -7,10 +7,12 @@ memory and cut into arrays, which takes a millisecond and reads only what the mo
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -104,25 +106,38 @@ def problem_of(path, digest, size):
 
 
 @contextlib.contextmanager
-def locked(folder):
-    """Lets one process at a time into the block. The lock ends with its process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock: there, start one download at a time
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+def locked(path, wait=True):
+    """Lets one process at a time into the block that writes path, a file or folder that need not exist yet.
+
+    The lock is a file beside it, .NAME.lock, which ends with the block; one that a killed process left behind does not
+    lock. A file system without locks costs a note. Raises OSError where the folder cannot be written to, and with
+    wait=False ValueError where another process is in its block; with wait=True the call waits until it has left.
+    """
+    from filelock import FileLock, Timeout
+
+    folder, name = os.path.split(os.path.realpath(path))
+    lock = FileLock(os.path.join(folder, f".{name}.lock"))
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that downloads to {folder}", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without such locks
-            print(f"note: {folder} cannot be locked ({error.strerror}): one download at a time", file=sys.stderr)
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise ValueError(
+                    f"another process is writing to {path}: wait for it, or choose another output"
+                ) from None
+            print(f"waiting for another process that is writing to {path}", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        print(f"note: {path} cannot be locked ({error.strerror}): write to it from one process", file=sys.stderr)
+    try:
         yield
     finally:
-        os.close(handle)
+        if os.name != "nt":  # there, release() removes the file, and it cannot be removed before
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(lock.lock_file)  # while it is held: after that, it may be another process's
+        lock.release()
 
 
 def _fetch(url, part):
@@ -223,20 +238,20 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 
 def folder_of(model_size, models_dir):
-    """models_dir/model_size. For the models_dir "models", the first of these that has the model: that folder here; the
-    one beside this file; what came with pip install; the one for downloads, PICOGPT_MODELS or the platform's."""
+    """models_dir/model_size. By default, "models", it is the first of these that has the model: models/ in the current
+    folder, models/ beside this file, and the folder for downloads: PICOGPT_MODELS, models/ of a clone, or a cache."""
     check_name(str(model_size))
-    if models_dir == "models":
-        beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
-        installed = os.path.join(sys.prefix, "share", "picogpt", "models")
-        downloads = os.environ.get("PICOGPT_MODELS") or (beside if os.path.isdir(beside) else None)
-        if downloads is None:
-            from platformdirs import user_cache_dir
+    if models_dir != "models":
+        return os.path.join(models_dir, str(model_size))
+    here = os.path.dirname(os.path.abspath(__file__))
+    beside, is_clone = os.path.join(here, "models"), os.path.exists(os.path.join(here, "pyproject.toml"))
+    downloads = os.environ.get("PICOGPT_MODELS") or (beside if is_clone else None)
+    if not downloads:
+        from platformdirs import user_cache_dir
 
-            downloads = os.path.join(user_cache_dir("picogpt", False), "models")
-        places = [models_dir, beside, installed]
-        models_dir = next((place for place in places if os.path.isdir(os.path.join(place, str(model_size)))), downloads)
-    return os.path.join(models_dir, str(model_size))
+        downloads = os.path.join(user_cache_dir("picogpt", False), "models")
+    folders = [os.path.join(folder, str(model_size)) for folder in (models_dir, beside, downloads)]
+    return next(filter(os.path.isdir, folders), folders[-1])
 
 
 def check_name(model_size):
@@ -312,15 +327,36 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
                 f"{', '.join(FLOATS.values())}"
             )
 
-    params = {"blocks": [{} for _ in range(hparams["n_layer"])]}
     arrays = _map(tf_ckpt_path, shapes, index) if n_shards == 1 else None
-    for name, array in (arrays or _read_with_tensorflow(tf_ckpt_path, shapes)).items():
-        *folders, last = name.split("/")  # h3/attn/c_attn/w becomes params["blocks"][3]["attn"]["c_attn"]["w"]
-        node = params["blocks"][int(folders.pop(0)[1:])] if folders and folders[0] != "ln_f" else params
+    return nested(arrays or _read_with_tensorflow(tf_ckpt_path, shapes))
+
+
+def named_arrays(params, prefix=""):
+    """Yields (name, array) of params, named as in the checkpoint without "model/": ("h3/attn/c_attn/w", array).
+
+    Whatever is not a dict or the list of blocks counts as an array. The order is that of params: shapes_of's if loaded.
+    """
+    for key, value in params.items():
+        if key == "blocks":
+            for i, block in enumerate(value):
+                yield from named_arrays(block, f"{prefix}h{i}/")
+        elif isinstance(value, dict):
+            yield from named_arrays(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
+def nested(arrays):
+    """The params made of {name: array}, the inverse of named_arrays: h3/ln_1/g is params["blocks"][3]["ln_1"]["g"]."""
+    params = {}
+    for name, array in arrays.items():
+        *folders, last = name.split("/")
+        node = params
         for folder in folders:
             node = node.setdefault(folder, {})
         node[last] = array
-    return params
+    blocks = {int(key[1:]): params.pop(key) for key in list(params) if re.fullmatch("h[0-9]+", key)}
+    return {**params, "blocks": [blocks.get(i, {}) for i in range(max(blocks, default=-1) + 1)]}
 
 
 def shapes_of(n_vocab, n_ctx, n_embd, n_head, n_layer):
