@@ -1,0 +1,12 @@
+"""What pip install . installs: the files of this folder as a package, so that they take no other module's name."""
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SAME = "__main__.py", "cli.py", "encoder.py", "gpt2.py", "gpt2_pico.py", "utils.py", "models/shakespeare"
+FILES = {"picogpt.py": "__init__.py", **{name: name for name in SAME}}
+
+
+class Package(BuildHookInterface):
+    def initialize(self, version, build_data):
+        if version != "editable":  # pip install -e . uses the files where they are
+            build_data["force_include"] |= {source: f"picogpt/{name}" for source, name in FILES.items()}
