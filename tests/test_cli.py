@@ -12,6 +12,7 @@ import sys
 from conftest import ROOT, assert_error, command
 import pytest
 
+import cli
 import gpt2
 import gpt2_pico
 import utils
@@ -127,21 +128,21 @@ def test_from_any_directory(models_dir, tmp_path, program):
 @pytest.mark.parametrize(
     "args, parts",
     [
-        (["a", "-1"], ["n_tokens_to_generate=-1", "whole number from 0"]),
-        (["a", "1.5"], ["n_tokens_to_generate=1.5", "whole number from 0"]),
+        (["a", "-1"], ["n_tokens_to_generate=-1", "an integer of at least 0"]),
+        (["a", "1.5"], ["n_tokens_to_generate=1.5", "an integer of at least 0"]),
         (["a", "1e3"], ["n_tokens_to_generate=1000.0"]),
         (["a", "many"], ["n_tokens_to_generate='many'"]),
         (["Alan", "Turing"], ["n_tokens_to_generate='Turing'", "quotes"]),
         (["a", "None"], ["n_tokens_to_generate=None"]),
-        (["a", "--temperature=-0.1"], ["temperature=-0.1", "from 0"]),
+        (["a", "--temperature=-0.1"], ["temperature=-0.1", "of at least 0"]),
         (["a", "--temperature=nan"], ["temperature='nan'"]),
         (["a", "--temperature=inf"], ["temperature='inf'"]),
         (["a", "--temperature=1e999"], ["temperature=inf"]),
-        (["a", "--top_k=0"], ["top_k=0", "from 1"]),
+        (["a", "--top_k=0"], ["top_k=0", "of at least 1"]),
         (["a", "--top_k=2.5"], ["top_k=2.5"]),
         (["a", "--top_p=1.01"], ["top_p=1.01", "from 0 to 1"]),
         (["a", "--top_p=nan"], ["top_p='nan'"]),
-        (["a", "--seed=-3"], ["seed=-3", "from 0"]),
+        (["a", "--seed=-3"], ["seed=-3", "of at least 0"]),
         (["a", "--seed"], ["seed=True"]),
         (["a", "--tokens=3"], ["--tokens=3", "--help"]),
         (["a", "--verbose"], ["--verbose", "--help"]),
@@ -283,3 +284,38 @@ def test_the_bar_is_for_terminals_only(models_dir):
     )
     assert process.communicate(timeout=60)[0].decode() == complete(models_dir, "a", 60) + "\n"
     assert b"generating" in os.read(ours, 10_000)
+
+
+# --- arguments ---
+
+
+def everything(text, *more, named="x", typed: str = None, number: int = None, rate=0.5, switch=False,
+               either: bool | str = False):  # fmt: skip
+    pass
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        (["1e3", "2020_01", "[1]"], {"text": "1e3", "more": ("2020_01", "[1]")}),
+        (["a", "--named=1", "--typed=None"], {"text": "a", "named": "1", "typed": "None"}),
+        (["a", "--number=1_000", "--rate=1e3"], {"text": "a", "number": 1000, "rate": 1000.0}),
+        (["a", "--switch"], {"text": "a", "switch": True}),
+        (["a", "--noswitch"], {"text": "a", "switch": False}),
+        (["a", "--switch=False"], {"text": "a", "switch": False}),
+        (["a", "--either"], {"text": "a", "either": True}),
+        (["a", "--either=H100"], {"text": "a", "either": "H100"}),
+    ],
+)
+def test_annotations_and_defaults_say_what_stays_text(monkeypatch, args, expected):
+    monkeypatch.setattr(sys, "argv", ["everything", *args])
+    found, kwargs = cli.parse(everything)
+    given = inspect.signature(everything).bind(*found, **kwargs).arguments
+    assert given == expected and all(type(given[name]) is type(expected[name]) for name in given)
+
+
+@pytest.mark.parametrize("value", ["no", "yes", "1", "0", "None", "true", "a text"])
+def test_a_switch_takes_no_text(monkeypatch, value):
+    monkeypatch.setattr(sys, "argv", ["everything", "a", f"--switch={value}"])
+    with pytest.raises(ValueError, match="switch=.* must be True or False: write --switch or --switch=False"):
+        cli.parse(everything)

@@ -3,6 +3,7 @@ another way, exceptions that nobody catches, ids without a token, names that are
 
 import contextlib
 import csv
+import inspect
 import io
 import itertools
 import json
@@ -31,9 +32,9 @@ from beyond import (
     train,
 )
 from beyond.devices import processes
-from beyond.files import reading, runs
+from beyond.files import reading
 from beyond.formats import checkpoint
-from beyond.learn import learner, loop
+from beyond.learn import learner, loop, state
 import cli
 from encoder import Encoder
 import gpt2
@@ -60,23 +61,6 @@ COMMANDS = {
     "classify train": (classify.train, "data"),
     "classify predict": (classify.predict, "text"),
 }
-AS_TYPED = [
-    "prompt",
-    "prompts",
-    "out",
-    "text",
-    "data",
-    "model_size",
-    "models_dir",
-    "mesh",
-    "dtype",
-    "coordinator",
-    "method",
-    "text_column",
-    "label_column",
-    "stop",
-    "weights",
-]
 
 
 def make_model(folder, seed=0, **changes):
@@ -224,10 +208,10 @@ def test_a_run_goes_on_whatever_its_base_is_called(work, name):
     for module, after in kills[: 1 if name == "train" else 3]:
         shutil.rmtree(work / "new")
         run_killed(name, args, module, after)
-        assert (work / "new" / runs.STATE).exists()
+        assert (work / "new" / state.STATE).exists()
         found = run(name, *args)
         assert found[:2] == (0, whole) and (work / "new" / utils.DATA).read_bytes() == expected
-        assert not (work / "new" / runs.STATE).exists()
+        assert not (work / "new" / state.STATE).exists()
     shutil.move(work / "models", work / "moved")
     shutil.rmtree(work / "new")
     shutil.copytree(work / "moved", work / "models")
@@ -332,7 +316,7 @@ def test_a_link_is_followed(work, name):
 def test_completions_are_not_written_over_while_they_are_read(work):
     assert run("batch", *RUNS["batch"])[0] == 0
     before = tree(work)
-    assert_refused(run("batch", "new", *RUNS["batch"][1:]), "new is the input, too, and would be lost")
+    assert_refused(run("batch", "new", *RUNS["batch"][1:]), "new is also the input and would be lost")
     assert tree(work) == before
 
 
@@ -409,7 +393,7 @@ def test_another_text_does_not_change_the_vocabulary_of_a_training(work):
 @pytest.mark.parametrize("name", ["finetune", "classify train"])
 def test_a_state_that_is_damaged_or_foreign(work, name, damage):
     run_killed(name, RUNS[name])
-    path = work / "new" / runs.STATE
+    path = work / "new" / state.STATE
     if damage == "foreign":
         np.savez(path, settings="[1", steps=3)
     else:
@@ -451,7 +435,7 @@ def test_a_file_system_without_locks(work, monkeypatch):
     said = io.StringIO()
     with contextlib.redirect_stderr(said), utils.locked("models"):
         pass
-    assert said.getvalue() == "note: models cannot be locked (No locks available): one download at a time\n"
+    assert said.getvalue() == "note: models cannot be locked (No locks available): write to it from one process\n"
 
 
 def test_a_tilde_is_the_home_folder(work, monkeypatch):
@@ -478,7 +462,7 @@ def test_crlf_does_not_hide_the_documents(work):
     for text in TEXT, TEXT.replace("\n", "\r\n"):
         merges = tokenizer.learn(text, 400)
         encoder = Encoder(tokenizer.vocabulary(merges), merges)
-        rows = train.row_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
+        rows = train.sequence_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
         rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
         counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
         assert any("\r" in encoder.decode(row) for row in rows.tolist()) == ("\r" in text)
@@ -561,8 +545,8 @@ def test_a_text_without_white_space_is_read_once():
     assert "".join(pieces) == text and len(pieces) <= 3
     with pytest.MonkeyPatch.context() as patch:
         seen = []
-        match = evaluate.regex.match
-        patch.setattr(evaluate.regex, "match", lambda pattern, text: seen.append(len(text)) or match(pattern, text))
+        match = reading.regex.match
+        patch.setattr(reading.regex, "match", lambda pattern, text: seen.append(len(text)) or match(pattern, text))
         list(reading.pieces(io.StringIO(text), 100))
     assert sum(seen) < 2 * len(text)
 
@@ -646,7 +630,7 @@ def test_a_vocabulary_without_an_end_of_text(work):
     (work / "words.jsonl").write_text('{"text": "a rose is a rose"}\n')
     assert run("evaluate", "words.jsonl", *model)[0] == 0
     (work / "words.jsonl").write_text('{"text": "rose"}\n')
-    assert_refused(run("evaluate", "words.jsonl", *model), "line 1", "nothing comes before")
+    assert_refused(run("evaluate", "words.jsonl", *model), "line 1", "no text comes before")
     encoder = utils.load_encoder_hparams_and_params("small", "models")[0]
     (work / "x.txt").write_text("To be, or not to be")
     n = len(encoder.encode("To be, or not to be"))
@@ -743,7 +727,7 @@ def test_a_text_that_is_too_short_to_learn_from(work):
     )
     encoder = Encoder({chr(i): i - 33 for i in range(33, 127)}, [])
     with pytest.raises(ValueError, match="n_ctx=9 needs 10 tokens, and the text without its last tenth has 9"):
-        train.row_maker(encoder, np.array(encoder.encode("abcabcabc")), 9, 1, 0.1)
+        train.sequence_maker(encoder, np.array(encoder.encode("abcabcabc")), 9, 1, 0.1)
 
 
 @pytest.mark.parametrize("temperature", ["1e-320", "5e-324", "1e-200", "1e308", "1.7976931348623157e308"])
@@ -799,7 +783,7 @@ def test_processes_that_are_not_there():
         with pytest.raises(OSError, match="no connection with the other processes"):
             processes.meet(f"127.0.0.1:{port}", 2, 0, patience=1)  # the port is taken
     with pytest.raises(
-        OSError, match="no connection with process 0 at .*: Connection refused; begin all 2 within 1 seconds"
+        OSError, match="no connection with process 0 at .*: Connection refused; start all 2 within 1 seconds"
     ):
         processes.meet(f"127.0.0.1:{port}", 2, 1, patience=1)
     with pytest.raises(OSError, match="no connection with the other processes at .*timed out"):
@@ -1018,7 +1002,7 @@ def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     monkeypatch.setattr(module, "mean_loss" if name != "train" else "held_out_loss", lambda *args: 1.0)
     monkeypatch.setattr(
         module if name == "train" else checkpoint,
-        "row_maker" if name == "train" else "save_folder",
+        "sequence_maker" if name == "train" else "save_folder",
         lambda *args, **more: None,
     )
     words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
@@ -1145,6 +1129,22 @@ def test_closed_and_odd_streams(work):
     assert subprocess.run(line, capture_output=True, cwd=ROOT).stdout == b"[True, True]\n"
     done = sh("<.", "-", "3")
     assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
+
+
+SWITCHES = [
+    (name, parameter.name)
+    for name, (main, _) in COMMANDS.items()
+    for parameter in inspect.signature(main).parameters.values()
+    if cli.is_switch(parameter)
+]
+
+
+@pytest.mark.parametrize("name, switch", SWITCHES)
+def test_a_switch_takes_no_text(work, name, switch):
+    main, first = COMMANDS[name]
+    required = [f"--{one.name}=x" for one in inspect.signature(main).parameters.values() if one.default is one.empty]
+    found = run(name, *[arg for arg in required if "VAR" not in arg], f"--{switch}=no")
+    assert_refused(found, f"{switch}='no' must be True or False", f"--{switch}=False")
 
 
 @pytest.mark.parametrize("module", ["train", "finetune", "classify", "gpu"])
