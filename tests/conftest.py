@@ -12,9 +12,10 @@ import sys
 import tempfile
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")  # as beyond/__init__.py: idle threads must not slow down others
 if (
     "PYTEST_XDIST_WORKER" not in os.environ
-):  # one for all workers and the programs that they start: what one has compiled
+):  # one compilation cache for all workers and the programs that they start
     COMPILED = tempfile.TemporaryDirectory()
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +31,11 @@ TINY = {"n_vocab": 50257, "n_ctx": 64, "n_embd": 12, "n_head": 3, "n_layer": 2}
 
 
 def write_checkpoint(prefix, tensors, shards=1):
-    """{name: array} as a checkpoint written by TensorFlow, in the given order."""
+    """Lets TensorFlow write {name: array} as a checkpoint, in the given order."""
     import tensorflow as tf
 
-    names, parts = list(tensors), []
+    names = list(tensors)
+    parts = []
     for i in range(shards):
         part = names[i::shards]
         path = f"{prefix}-{i}" if shards > 1 else str(prefix)
@@ -46,7 +48,7 @@ def write_checkpoint(prefix, tensors, shards=1):
 
 
 def nested(tensors):
-    """{"model/h3/attn/c_attn/w": array} as params: written apart from utils.py, to compare with it."""
+    """params from {"model/h3/attn/c_attn/w": array}: independent of utils.nested, to compare with it."""
 
     def get(prefix):
         under = {name[len(prefix) :]: array for name, array in tensors.items() if name.startswith(prefix)}
@@ -86,7 +88,7 @@ def write_model(folder, hparams, seed=0, scale=0.5):
     return tensors
 
 
-SLOW = {  # whole files, or tests in them, that take more than a few seconds; -m "not slow" leaves them out
+SLOW = {  # tests that -m "not slow" skips, by file: parts of their names, "" for all
     **dict.fromkeys(
         ["faults", "finetune", "train", "classify", "kernels", "quantize", "gpu", "benchmark", "tutorial", "parallel"],
         [""],
@@ -115,7 +117,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory):
-    """A folder with a model "tiny": two layers, OpenAI's vocabulary, n_ctx 64. Not to be changed; copy it for that."""
+    """A folder with a model "tiny": two layers, OpenAI's vocabulary, n_ctx 64. Tests that change it use own_models_dir."""
     folder = tmp_path_factory.mktemp("models")
     write_model(folder / "tiny", TINY)
     return folder
@@ -123,7 +125,7 @@ def models_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def short_models_dir(tmp_path_factory):
-    """A folder with a model "short", the beginning of shakespeare, which is compiled in a third of the time."""
+    """A folder with a model "short": the first two blocks of shakespeare, which compile in a third of the time."""
     from beyond.formats import checkpoint
     import utils
 
@@ -149,7 +151,7 @@ def encoder():
     return get_encoder("data", str(VOCABULARY.parent))
 
 
-# what is slow enough for Ctrl-C to come in between: a token takes at least 30 ms
+# at least 30 ms per token, which leaves time to press Ctrl-C
 SLOW_MODEL = """
 import time, gpt2
 computed = gpt2.hidden_states
@@ -158,7 +160,7 @@ gpt2.hidden_states = lambda *args, **kwargs: time.sleep(0.03) or computed(*args,
 
 
 def command(*args, program="gpt2.py", **kwargs):
-    """Runs a program of ours (None: whatever args say, -m NAME) as a user would, far away from any network."""
+    """Runs one of our programs as a user would, without a network. program=None: args name it, as -m NAME does."""
     env = {**os.environ, "GPT2_MODELS_URL": "http://127.0.0.1:9", **kwargs.pop("env", {})}
     kwargs = {"input": b"", "timeout": 120, **kwargs}
     start = [sys.executable] if program is None else [sys.executable, str(ROOT / program)]
@@ -166,14 +168,14 @@ def command(*args, program="gpt2.py", **kwargs):
 
 
 def assert_error(done, *parts):
-    """One line, on standard error alone, that begins "error:" and has these parts; exit status 1."""
+    """Exit status 1, no output, and one line on standard error: "error: " and a message that contains these parts."""
     stderr = done.stderr.decode()
     assert (done.returncode, done.stdout, stderr.count("\n")) == (1, b"", 1), stderr
     assert stderr.startswith("error: ") and all(part in stderr for part in parts), stderr
 
 
 class Terminal:
-    """Python with args at a pseudo-terminal of its own, of 25 lines and 80 columns. chunks: what was shown, as it came."""
+    """Runs Python with args in a pseudo-terminal of 25 lines and 80 columns. chunks: the output as it was read."""
 
     def __init__(self, *args):
         import fcntl
@@ -195,7 +197,7 @@ class Terminal:
         self.chunks = []
 
     def read(self, until=None, timeout=60):
-        """What is shown until this text or, with None, the end: the process's. Fails if that does not come."""
+        """The output up to this text, or up to the end of the process. Fails after timeout seconds without output."""
         shown = ""
         while until is None or until not in shown:
             assert select.select([self.ours], [], [], timeout)[0], shown
@@ -206,7 +208,7 @@ class Terminal:
                 self.process.wait(timeout)
                 os.close(self.ours)
                 break
-            # some line editors tell the terminal how they want what is pasted
+            # some line editors also switch bracketed paste on and off
             shown += re.sub(
                 "\r\n|\x1b\\[[?]2004[hl]\r?", lambda found: "\n" * (found[0] == "\r\n"), self.chunks[-1].decode()
             )
