@@ -4,12 +4,12 @@
 
 On tinyshakespeare that takes two seconds and prints
 
-    models/NAME: 1024 tokens; the text's 1,115,394 characters take 459,913, 2.43 a token
+    models/NAME: 1024 tokens; the text's 1,115,394 characters take 459,913 tokens, 2.43 characters per token
 
-encoder.py replays merges; here they are found. Count how often each pair of neighbouring symbols is in the text,
-join the most frequent one everywhere, and start over: each round adds one token. Two things make that fast: a text
-has few different words, so each is kept once with its count; and a merge changes the pairs only of the words that it
-is in, so only those are counted anew. Of pairs that are equally frequent, the one of the older tokens comes first.
+encoder.py applies merges; this chapter learns them. Count each pair of adjacent symbols in the text, merge the most
+frequent pair everywhere, and repeat: each round adds one token. Two things make this fast: a text has few distinct
+words, so each is stored once with its count; and a merge changes only the pairs in the words that contain it, so only
+those are counted again. Of equally frequent pairs, the one whose tokens are older is merged first.
 
 It writes encoder.json and vocab.bpe as GPT-2 has them: 256 bytes, the merges by rank, <|endoftext|> last.
 Sennrich et al. 2016, algorithm 1, https://arxiv.org/abs/1508.07909.
@@ -26,20 +26,19 @@ from encoder import BYTE_TO_CHAR, WORDS, Encoder
 
 
 def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
-    """The merges, by rank, that make a vocabulary of n_vocab tokens: 256 bytes, a token a merge, and <|endoftext|>.
+    """The merges, by rank, for a vocabulary of n_vocab tokens: 256 bytes, one token per merge, and <|endoftext|>.
 
-    text: a text, or parts of one that are cut between words.
-
-    Raises ValueError if n_vocab leaves no room for the bytes, or if the text has not as many pairs to join.
+    text: a text, or its parts if it was cut between words.
+    Raises ValueError if n_vocab leaves no room for the bytes, or if the text does not have that many pairs to merge.
     """
     from tqdm import tqdm
 
     cli.check("n_vocab", n_vocab, 257, hint="256 bytes and <|endoftext|>")
     ids = {char: id for id, char in enumerate(BYTE_TO_CHAR.values())}
-    found = Counter()
+    word_counts = Counter()
     for part in [text] if isinstance(text, str) else text:
-        found.update(WORDS.findall(part))
-    words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in found.items()]
+        word_counts.update(WORDS.findall(part))
+    words = [([BYTE_TO_CHAR[byte] for byte in word.encode()], n) for word, n in word_counts.items()]
     counts, words_with = Counter(), defaultdict(set)  # for each pair: how often it occurs, and in which words
     for i, (symbols, n) in enumerate(words):
         for pair in zip(symbols, symbols[1:]):
@@ -55,13 +54,13 @@ def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
     while len(ids) < n_vocab - 1:
         if not heap:
             raise ValueError(
-                f"n_vocab={n_vocab} is too much for this text, whose words are single tokens from "
-                f"{len(ids) + 1} on: give a longer text or at most n_vocab={len(ids) + 1}"
+                f"n_vocab={n_vocab} is too large for this text: with {len(ids) + 1} tokens every word is a token; give "
+                f"a longer text or at most n_vocab={len(ids) + 1}"
             )
         top = heappop(heap)
         pair = top[-1]
         if top != entry(pair) or counts[pair] == 0:
-            continue  # its count has changed since, and a newer entry has it
+            continue  # out of date: the count has changed since, and another entry has the new one
         merges.append(pair)
         ids.setdefault("".join(pair), len(ids))
         bar.update()
@@ -85,7 +84,7 @@ def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
 
 
 def join(symbols, pair):
-    """The symbols with each occurrence of the pair, from the left, made one."""
+    """The symbols with each occurrence of the pair merged into one, from left to right."""
     joined, i = [], 0
     while i < len(symbols):
         n = 2 if i + 1 < len(symbols) and (symbols[i], symbols[i + 1]) == pair else 1
@@ -95,7 +94,7 @@ def join(symbols, pair):
 
 
 def vocabulary(merges):
-    """{token: id}: the 256 bytes, what the merges make, and <|endoftext|>."""
+    """{token: id}: the 256 bytes, one token per merge, and <|endoftext|>."""
     tokens = dict.fromkeys([*BYTE_TO_CHAR.values(), *map("".join, merges), "<|endoftext|>"])
     return {token: id for id, token in enumerate(tokens)}
 
@@ -109,34 +108,35 @@ def contents(merges):
 
 
 def save(merges, folder):
-    """Writes encoder.json and vocab.bpe; each takes its name only when it is whole."""
+    """Writes encoder.json and vocab.bpe into the folder, which it makes if necessary."""
     os.makedirs(folder, exist_ok=True)
     for name, text in contents(merges).items():
         writing.write_text(os.path.join(folder, name), text)
 
 
 def check_same(merges, folder):
-    """Raises ValueError if the folder has another vocabulary, which other files, a model's weights say, may rely on."""
+    """Raises ValueError if the folder has another vocabulary, which the weights of a model may rely on."""
     for name, text in contents(merges).items():
         path = os.path.join(folder, name)
         if os.path.exists(path) and reading.read_bytes(path) != text.encode():
-            raise ValueError(f"{path} is there already, and is another one: give another out, or remove it")
+            raise ValueError(f"{path} already exists and differs: give another out, or remove it")
 
 
 def main(text, out, n_vocab=1024):
-    """Learns a vocabulary from a text and prints how many of its characters there are per token.
+    """Learns a vocabulary from a text and prints how many characters there are per token.
 
     Args:
-        text: The path of a UTF-8 text; - reads the standard input.
-        out: The folder for encoder.json and vocab.bpe, made where it is missing.
-        n_vocab: How many tokens, 257 or more (GPT-2 has 50257); a text allows as many as it has pairs to join.
+        text: The path of a UTF-8 text; - reads standard input.
+        out: The folder for encoder.json and vocab.bpe; it is made if necessary.
+        n_vocab: How many tokens, 257 or more (GPT-2 has 50257). The limit is the number of pairs that can be merged.
     """
     content = reading.read_text(text)
     merges = learn(content, n_vocab)
     check_same(merges, out)
     save(merges, out)
     n, n_ids = len(content), len(Encoder(vocabulary(merges), merges).encode(content))
-    return f"{out}: {n_vocab} tokens; the text's {n:,} characters take {n_ids:,}, {n / n_ids:.2f} a token"
+    per_token = f"{n / n_ids:.2f} characters per token"
+    return f"{out}: {n_vocab} tokens; the text's {n:,} characters take {n_ids:,} tokens, {per_token}"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def data_of(page):
 
 @pytest.mark.parametrize("n", [1, 2, 30, 256, 257, 600])
 def test_the_weights_are_those_of_the_formula(n):
-    """Also where gpt2.mha attends in blocks of 256 queries."""
+    """Also for more than 256 queries, which gpt2.causal_attention processes in chunks."""
     hparams = {**HPARAMS, "n_ctx": 600}
     params, ids = nested(golden.weights(hparams)), np.arange(n) * 29 % 61
     weights, states = attention.look(ids, params, 3)
@@ -89,7 +89,7 @@ def test_the_numbers_on_the_page_are_the_models(page):
     for i in range(n):
         best = np.argsort(-probs[i], kind="stable")[:10]
         assert data["next"][5][i] == best.tolist() and np.abs(data["probs"][5][i] - probs[i, best]).max() < 6e-5
-    short = {**params, "blocks": params["blocks"][:2]}  # what the model would say if it ended at its second block
+    short = {**params, "blocks": params["blocks"][:2]}  # the prediction if the model ended at its second block
     best = np.argsort(-gpt2_pico.gpt2(np.array(ids), **short, n_head=6)[7])[:10]
     assert data["next"][1][7] == best.tolist()
 

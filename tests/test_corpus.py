@@ -12,9 +12,11 @@ import pytest
 from beyond import corpus, tokenizer
 from beyond.learn import corpora
 from encoder import Encoder
+import utils
 
 TEXT = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
 FLAGS = "--n_vocab=400", "--cores=2"
+FILES = ["corpus.json", "encoder.json", "ids.bin", "vocab.bpe"]
 
 
 def run(*args, **kwargs):
@@ -32,14 +34,14 @@ def small_pieces(monkeypatch):
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory):
-    """Some megabytes, so that there are several pieces and processes."""
+    """A few megabytes: enough for several pieces and processes."""
     path = tmp_path_factory.mktemp("big") / "text.txt"
     path.write_text("".join(f"{i} {TEXT}" for i in range(40)), "utf-8", newline="")
     return path
 
 
 def test_the_ids_are_those_of_the_whole(tmp_path, small_pieces):
-    """Of several files, with what is awkward to cut: no white space, long white space, both kinds of lines' ends."""
+    """Of several files, which are hard to cut: no white space, long white space, both kinds of line ends."""
     texts = [TEXT[:20000], "x" * 5000 + " " * 3000 + "\r\n" * 2000 + "é" * 1500, "中文 " * 900]
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text, "utf-8", newline="")
@@ -50,17 +52,19 @@ def test_the_ids_are_those_of_the_whole(tmp_path, small_pieces):
     assert (
         len(pieces) > 20 and max(sum(len(text) for text, _ in piece) for piece in pieces) < 9000
     )  # 8500 that cannot be cut
-    said = corpus.main(*paths, out=str(tmp_path / "out"), n_vocab=400)
+    output = corpus.main(*paths, out=str(tmp_path / "out"), n_vocab=400)
     encoder, ids, _ = corpora.load(tmp_path / "out")
     end = encoder.encoder["<|endoftext|>"]
     expected = [id for text in [*texts, *records] for id in [*encoder.encode(text), end]]
     assert ids.tolist() == expected and ids.dtype == np.uint16 and isinstance(ids, np.memmap)
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts) + 3 + len(records[2]) + 2  # U+FFFD has three
-    assert said == f"{tmp_path}/out: {len(ids):,} tokens of {n_bytes:,} bytes, {n_bytes / len(ids):.2f} bytes a token"
-    assert sorted(os.listdir(tmp_path / "out")) == ["corpus.json", "encoder.json", "ids.bin", "vocab.bpe"]
+    assert (
+        output == f"{tmp_path}/out: {len(ids):,} tokens of {n_bytes:,} bytes, {n_bytes / len(ids):.2f} bytes per token"
+    )
+    assert sorted(os.listdir(tmp_path / "out")) == FILES
 
 
-def test_two_processes_give_what_one_gives(tmp_path, big):
+def test_two_processes_give_the_same_as_one(tmp_path, big):
     for cores in 1, 2:
         done = run(big, f"--out={tmp_path}/{cores}", "--n_vocab=400", "--sample=1", f"--cores={cores}")
         assert done.returncode == 0, done.stderr
@@ -77,7 +81,7 @@ def test_the_standard_input_and_a_models_vocabulary(tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (ROOT / "models" / "shakespeare" / name).read_bytes()
 
 
-def test_more_ids_than_two_bytes_can_tell_take_four():
+def test_a_large_vocabulary_takes_four_bytes_per_id():
     tokens = {str(i): i for i in range(2**16)}
     assert corpora.dtype_of(Encoder(tokens, [])) == np.uint16
     assert corpora.dtype_of(Encoder({**tokens, "x": 2**16}, [])) == np.uint32
@@ -93,8 +97,8 @@ def test_a_sample_is_spread_over_all_but_the_last_tenth():
     assert tokenizer.learn([TEXT[:cut], TEXT[cut:20000]], 300) == tokenizer.learn(TEXT[:20000], 300)
 
 
-def test_no_more_is_read_than_is_worked_on():
-    """That memory does not grow: of a text without an end, a few pieces are taken."""
+def test_reading_stays_a_few_pieces_ahead():
+    """So memory does not grow: of an endless text only a few pieces are taken."""
     taken = []
 
     def endless():
@@ -107,8 +111,8 @@ def test_no_more_is_read_than_is_worked_on():
     found.close()
 
 
-def test_a_killed_run_goes_on(tmp_path, big):
-    """What was whole stays as it is; nothing of the program is left; other texts are refused."""
+def test_a_killed_run_resumes(tmp_path, big):
+    """Complete pieces stay as they are; no process is left; other texts, or a second run at once, are refused."""
     args = [sys.executable, "-m", "beyond.corpus", str(big), f"--out={tmp_path}/out", *FLAGS]
     log = tmp_path / "out" / "pieces.jsonl"
     with subprocess.Popen(args, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -120,15 +124,17 @@ def test_a_killed_run_goes_on(tmp_path, big):
         process.send_signal(signal.SIGKILL)
     n_whole = log.read_bytes().count(b"\n") - 1
     before = os.stat(tmp_path / "out" / "encoder.json").st_mtime_ns
-    with open(log, "ab") as file, open(tmp_path / "out" / "ids.bin", "ab") as ids:  # what a kill may leave
+    with open(log, "ab") as file, open(tmp_path / "out" / "ids.bin", "ab") as ids:  # as a kill may leave them
         file.write(b'{"sha256": "torn')
         ids.write(b"torn")
-    with pytest.raises(ValueError, match="not a whole corpus"):
+    with pytest.raises(ValueError, match="not a complete corpus"):
         corpora.load(tmp_path / "out")
     other = tmp_path / "other.txt"
     other.write_text("other " + big.read_text("utf-8"), "utf-8", newline="")
     assert_error(run(other, f"--out={tmp_path}/out", *FLAGS), "begun with other", "sample")
     assert_error(run(big, f"--out={tmp_path}/out", "--n_vocab=401"), "n_vocab 400, now 401")
+    with utils.locked(log):
+        assert_error(run(big, f"--out={tmp_path}/out", *FLAGS), "another process is writing to", "pieces.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         made, tokenize = [], corpus.tokenize
         patch.setattr(corpus, "tokenize", lambda *args: made.append(1) or tokenize(*args))
@@ -142,13 +148,14 @@ def test_a_killed_run_goes_on(tmp_path, big):
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
     assert_error(run(big, f"--out={tmp_path}/out", *FLAGS), "is a corpus already")
+    assert sorted(os.listdir(tmp_path / "out")) == FILES
 
 
 @pytest.mark.parametrize(
     "name, content, flags, parts",
     [
-        ("a.txt", b"", [], ["a.txt", "nothing is in it"]),
-        ("a.jsonl", b'{"text": ""}\n', [], ["nothing is in it"]),
+        ("a.txt", b"", [], ["a.txt", "no text found"]),
+        ("a.jsonl", b'{"text": ""}\n', [], ["no text found"]),
         ("a.txt", b"a " * 5000 + b"caf\xe9 ", [], ["a.txt is not UTF-8: byte 10,003 is 0xe9"]),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "a"}\n', [], ["line 2", '{"text":']),
         ("a.txt", b"abab", [], ["n_vocab=50257", "at most n_vocab=259"]),
@@ -167,7 +174,7 @@ def test_errors(tmp_path, name, content, flags, parts):
 
 
 def test_more_errors(tmp_path):
-    assert_error(run(f"--out={tmp_path}/out"), "name one text or more")
+    assert_error(run(f"--out={tmp_path}/out"), "name one or more texts")
     assert_error(run("-", "-", f"--out={tmp_path}/out"), "only once")
     (tmp_path / "a.txt").write_text("a b")
     (tmp_path / "full").mkdir()

@@ -50,8 +50,8 @@ def test_the_held_out_loss_is_what_the_readme_says():
     assert len(scored) == len(ids) - 1
     total = scored.sum()
     n_chars = len(text) - len(tiktoken_of(FOLDER).decode(ids[:1].tolist()))
-    assert abs(total / n_chars - figure(r"\*\*([\d.]+)\*\* nats a character")) < 6e-5
-    assert abs(total / (len(ids) - 1) - figure(r"([\d.]+) nats a token")) < 6e-5
+    assert abs(total / n_chars - figure(r"\*\*([\d.]+)\*\* nats per character")) < 6e-5
+    assert abs(total / (len(ids) - 1) - figure(r"([\d.]+) nats per token")) < 6e-5
     assert total / n_chars <= 1.40
 
 

@@ -1,4 +1,5 @@
 import argparse
+import collections
 import functools
 import inspect
 import json
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_merges_are_those_of_the_tokenizers_library():
-    """Its trainer numbers the bytes as GPT-2 does if told to, and of equally frequent pairs takes the older tokens' too."""
+    """Its trainer can number the bytes as GPT-2 does, and also prefers older tokens among equally frequent pairs."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     theirs = Tokenizer(models.BPE())
@@ -41,12 +42,12 @@ def test_the_merges_are_those_of_the_tokenizers_library():
     counts = [frequencies(merges[:n], merges[n]) for n in range(0, 743, 53)]
     assert counts == [
         frequencies(ours[:n], ours[n]) for n in range(0, 743, 53)
-    ]  # as frequent a pair each time: equal up to ties
+    ]  # each time a pair of the same frequency: equal up to ties
     assert len(set(ours) & set(merges)) > 0.9 * 743
 
 
 def frequencies(merges, pair):
-    """How often a pair occurs in TEXT after these merges, counted over the whole text."""
+    """How often a pair occurs in TEXT after these merges, counted in the whole text."""
     encoder = Encoder({token: 0 for token in BYTE_TO_CHAR.values()}, merges)
     total = 0
     for word in tokenizer.WORDS.findall(TEXT):
@@ -56,18 +57,18 @@ def frequencies(merges, pair):
 
 
 def test_each_merge_was_the_most_frequent_pair():
-    """Counted anew after each merge, over a short text: no pair was more frequent than the one that was taken."""
+    """Counted again after each merge of a short text: no pair is more frequent than the merged one."""
     text = TEXT[:3000]
     merges = tokenizer.learn(text, 257 + 60)
     words = [[BYTE_TO_CHAR[byte] for byte in word.encode()] for word in tokenizer.WORDS.findall(text)]
     for merge in merges:
-        pairs = [pair for word in words for pair in zip(word, word[1:])]
-        assert pairs.count(merge) == max(map(pairs.count, set(pairs)))
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        assert counts[merge] == max(counts.values())
         words = [tokenizer.join(word, merge) for word in words]
 
 
 def test_of_equally_frequent_pairs_the_older_tokens_come_first():
-    """ab and z are as often side by side as c and d, but ab is a newer token than c."""
+    """The pairs (ab, z) and (c, d) are equally frequent, but ab is a newer token than c."""
     assert tokenizer.learn("abz\nabz\nabq\ncd\ncd", 259) == [("a", "b"), ("c", "d")]
     assert tokenizer.learn("ba\nab", 258) == [("a", "b")]
 
@@ -119,7 +120,7 @@ def test_the_command(tmp_path, folder):
         (b"", 300, ["is empty"]),
         (b"caf\xe9", 300, ["not UTF-8: byte 3 is 0xe9"]),
         (b"abab", 300, ["n_vocab=300", "at most n_vocab=259"]),
-        (b"abab", 256, ["n_vocab=256", "from 257"]),
+        (b"abab", 256, ["n_vocab=256", "at least 257"]),
         (b"abab", 300.5, ["n_vocab=300.5"]),
         (None, 300, ["No such file"]),
     ],

@@ -1,14 +1,8 @@
-"""Files, for all chapters: how a text is read, when an output may be written, and what makes two runs the same work.
+"""How a text is read: byte for byte where it is scored or learned, line by line where each line stands for itself.
 
-Reading. A text that is scored or learned is kept byte for byte, with its ends of lines and byte-order mark (read_text).
-Where a line or a field means something by itself (a prompt, a task, a row of a table), its end, LF or CRLF, and a
-byte-order mark before the first are not part of it (read_lines, read_table; cli.read_prompt does the same).
-
-Writing. An output is written only over what the same command made, which it has to prove; never over an input, a device
-or a folder; and it takes its place whole (check_new, check_file, write_whole).
-
-The same work. A run that goes on from a file proves that everything that decides its result is as it was: settings,
-data and the base model, the latter two by digest (same_work).
+A text that is scored or learned keeps its line ends and its byte-order mark (read_text, pieces). Where a line or a cell
+is an item of its own (a prompt, a task, a row of a table), its line end, LF or CRLF, and a byte-order mark at the start
+of the file are not part of it (read_lines, read_table; cli.read_prompt does the same).
 """
 
 import csv
@@ -19,18 +13,16 @@ import sys
 
 import regex
 
-# --- reading ---
-
 
 def open_bytes(path):
-    """The file, or for "-" the standard input, to read bytes from."""
+    """Opens a file to read bytes from, or standard input for "-"."""
     return io.BytesIO(_standard_input()) if path == "-" else open(path, "rb")
 
 
 @functools.lru_cache(None)
-def _standard_input():  # which can be read only once
+def _standard_input():  # kept, as it can be read only once
     if sys.stdin is None:
-        raise ValueError("the standard input is closed: name a file")
+        raise ValueError("standard input is closed: name a file")
     return sys.stdin.buffer.read()
 
 
@@ -40,7 +32,7 @@ def read_bytes(path):
 
 
 def read_text(path):
-    """The text of a UTF-8 file, byte for byte. Raises ValueError if it is empty or not UTF-8, naming the place."""
+    """The text of a UTF-8 file, byte for byte. Raises ValueError if it is empty or not UTF-8."""
     text = decode(read_bytes(path), path)
     if not text:
         raise ValueError(f"{path} is empty: give a text to learn from")
@@ -48,7 +40,7 @@ def read_text(path):
 
 
 def decode(data, name):
-    """bytes -> str. Raises ValueError for what is not UTF-8, naming the place."""
+    """bytes -> str. Raises ValueError, naming the first wrong byte, if they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -58,7 +50,7 @@ def decode(data, name):
 
 
 def read_lines(path):
-    """The lines of a file, which it opens at once: an iterator of bytes, without ends and without a byte-order mark."""
+    """Iterates over the lines of a file, as bytes without line ends and byte-order mark. Opens it right away."""
 
     def lines(file):
         with file:
@@ -70,9 +62,9 @@ def read_lines(path):
 
 
 def read_records(path, form):
-    """Yields (place, record) for each line of JSON that is not empty; place is "FILE, line N".
+    """Yields ("PATH, line N", record) for each line of a file of JSON objects; skips empty lines.
 
-    form: {field: an example}; of each record these are texts, or absent where the example is None.
+    form: {field: an example}. In each record these fields are strings; those whose example is None may be missing.
     Raises ValueError for any other line.
     """
     for number, line in enumerate(read_lines(path), 1):
@@ -86,14 +78,14 @@ def read_records(path, form):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fits = False
         if not fits:
-            example = json.dumps({name: example or "a text or nothing" for name, example in form.items()})
+            example = json.dumps({name: example or "optional" for name, example in form.items()})
             raise ValueError(f"{path}, line {number}: this must be JSON like {example}")
         yield f"{path}, line {number}", record
 
 
 def read_table(path):
-    """The rows of a CSV file, [(line number, [cells])]; the first one names the columns. Raises ValueError."""
-    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters; more is an error
+    """The rows of a CSV file as [(line number, [cells])], without empty ones. Raises ValueError for a wrong quote."""
+    csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is too small for long texts
     reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
     try:
         return [(reader.line_num, row) for row in reader if row]
@@ -104,21 +96,12 @@ def read_table(path):
         ) from None
 
 
-# --- writing ---
-
-
-# --- the same work ---
-
-
-# --- a text of any size ---
-
-
 def pieces(file, size=2**20):
-    """Yields a text file in pieces of about that many characters, whose tokens together are those of the whole.
+    """Yields a text file in pieces of about size characters, whose tokens together are those of the whole text.
 
-    A piece ends where white space begins: there ends a word in any case (see encoder.py).
+    A piece ends before white space, where a word always ends (see encoder.py).
     """
-    rest = [""]  # in parts, only the last of which can contain such a place
+    rest = [""]  # read but not yet yielded; only the last of these parts can contain the end of a piece
     while more := file.read(size):
         last = rest[-1][-1:]
         if found := regex.match(r"(?s:.*)\S(?=\s)", last + more):
@@ -130,6 +113,6 @@ def pieces(file, size=2**20):
     yield "".join(rest)
 
 
-def beginning(encoder):
-    """[id] of <|endoftext|>, or [] where the vocabulary has none."""
+def separator(encoder):
+    """[id] of <|endoftext|>, which separates documents, or [] if the vocabulary does not have it."""
     return [encoder.encoder["<|endoftext|>"]] if "<|endoftext|>" in encoder.encoder else []

@@ -1,4 +1,7 @@
-"""What makes two runs the same work."""
+"""Whether two runs do the same work: a run that resumes from a file first compares all that decides its result.
+
+That is its settings, its data and the base model; of the last two, digests are compared.
+"""
 
 import hashlib
 import json
@@ -7,11 +10,9 @@ import os
 from beyond.files.reading import open_bytes
 import utils
 
-STATE = "train.npz"  # in a folder whose run is not finished; see beyond/fit.py
-
 
 def digest(path):
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file, in hexadecimal; "-" is the standard input."""
     found = hashlib.sha256()
     with open_bytes(path) as file:
         while block := file.read(2**20):
@@ -20,22 +21,25 @@ def digest(path):
 
 
 def model_digest(model_size, models_dir):
-    """What makes a model what it is: a digest of its sizes, vocabulary and weights."""
+    """The SHA-256 over the digests of the files that define a model: its sizes, vocabulary and weights."""
     folder = utils.folder_of(model_size, models_dir)
     files = sorted(name for name in os.listdir(folder) if name in utils.FILES[1:] or name.startswith("model.ckpt.data"))
-    files.remove("model.ckpt.meta")  # TensorFlow's own, which differs each time it is written
+    files.remove("model.ckpt.meta")  # TensorFlow writes different bytes each time
     return hashlib.sha256("".join(digest(os.path.join(folder, name)) for name in files).encode()).hexdigest()
 
 
-def same_work(place, before, now):
-    """Raises ValueError unless the settings, a JSON text and a dict, are equal; names what differs."""
+def same_work(path, before, now):
+    """Raises ValueError, naming the differences, unless before, a JSON text, holds the same settings as now, a dict.
+
+    path: the file or folder that the run would resume from.
+    """
     try:
         before, now = dict(json.loads(before)), json.loads(json.dumps(now))
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{place} is not what this command left: give another name, or remove it") from None
+        raise ValueError(f"{path} was not created by this command: give another name, or remove it") from None
     if differing := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         both = "; ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in differing)
         raise ValueError(
-            f"{place} was begun with other settings or files ({both}): repeat those to go on with it, or "
-            f"give another name, or remove it"
+            f"{path} was begun with other settings or files ({both}): repeat those to resume it, or give another "
+            "name, or remove it"
         )

@@ -1,12 +1,12 @@
-"""How pictures look: colours that can be read on white and on GitHub's dark ground, and words that stay text."""
+"""How figures look: colors that are legible on white and on GitHub's dark background, and words that remain text."""
 
-# the grey is as far from white as from #0d1117; white letters can be read on each of the others
-GREY, PALE = "#797979", "#79797980"  # the latter is half transparent, so it is pale on either ground
+# the gray contrasts with white as much as with #0d1117; white letters are legible on each of the others
+GREY, PALE = "#797979", "#79797980"  # half transparent, and so pale on either background
 BLUE, GREEN, ORANGE, PURPLE, RED, TEAL = "#2f6db5", "#2e7d4f", "#b0591a", "#7a55b0", "#a83a62", "#1b7681"
 STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
-    # the first one comes with matplotlib, which measures with it; the reader sees the first that is there
+    # matplotlib measures text in the first, which it includes; a browser shows the first that it has
     "font.sans-serif": ["DejaVu Sans", "Arial", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC"],
     "text.color": GREY,
     "text.parse_math": False,

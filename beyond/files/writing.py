@@ -1,30 +1,51 @@
-"""When an output may be written, and how."""
+"""When an output may be written, and how: only over what the same command made, and only as a whole.
 
+A command proves that a file is its own before replacing it (check_file); it never replaces an input or a device. The
+new content is written to a file of its own in the same folder and then takes the target's name (write_whole).
+"""
+
+import contextlib
 import os
+import re
+import secrets
 import stat
-import sys
-
-from beyond.files.runs import STATE
-import utils
+import tempfile
 
 
 def write_whole(path, write):
-    """Lets write(part) make a file, which gets its name only when it is whole. Follows a symbolic link."""
-    name, ending = os.path.splitext(os.path.realpath(path))
-    part = f"{name}.part{ending}"
+    """Calls write(part), part being a new empty file; when it returns, part replaces path. Follows a symbolic link.
+
+    A new file gets the permissions that umask leaves, an existing one keeps its own. After any error part is removed
+    and path is as before; an error of the operating system is raised as an OSError that names path.
+    """
+    target = os.path.realpath(path)
+    name, ending = os.path.splitext(target)
+    part = f"{name}.{secrets.token_hex(8)}.part{ending}"
     try:
-        write(part)
-        os.replace(part, name + ending)
-    except BaseException as error:
-        if os.path.exists(part):
-            os.remove(part)
-        if isinstance(error, OSError) and error.errno:
+        mode = stat.S_IMODE(os.stat(target).st_mode) if os.path.exists(target) else None
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
+        try:
+            write(part)
+            if mode is not None:
+                os.chmod(part, mode)
+            os.replace(part, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(part)
+            raise
+    except OSError as error:
+        if error.errno:
             raise OSError(f"cannot write {path}: {error.strerror}") from None
         raise
 
 
+def is_part(name):
+    """Whether a file is one that write_whole could not finish or remove, as its process was killed."""
+    return bool(re.search(r"\.[0-9a-f]{16}\.part(\.[^.]*)?$", name))
+
+
 def write_text(path, text):
-    """A UTF-8 text to a file, as write_whole does."""
+    """Writes a text as UTF-8, as write_whole does."""
 
     def write(part):
         with open(part, "w", encoding="utf-8", newline="") as file:
@@ -33,10 +54,33 @@ def write_text(path, text):
     write_whole(path, write)
 
 
-def check_file(path, is_ours, *inputs):
-    """Raises ValueError unless path can become the output of this command, whose inputs are other files.
+@contextlib.contextmanager
+def new_folder(folder):
+    """Yields an empty folder beside this one, which takes its name after the block; after any error it is removed.
 
-    is_ours: a function of an open binary file that says whether this command wrote it.
+    If the folder exists before the block, the new files move into it instead, replacing those of the same name. Raises
+    OSError that names the folder, also if another program has put files there in the meantime.
+    """
+    exists = os.path.isdir(folder)
+    parent, name = os.path.split(os.path.realpath(folder))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{name}.part-", dir=parent) as work:
+            os.mkdir(part := os.path.join(work, "new"))  # with the umask's permissions; work itself is private
+            yield part
+            for entry in os.listdir(part) if exists else ():
+                os.replace(os.path.join(part, entry), os.path.join(folder, entry))
+            if not exists:
+                os.rename(part, os.path.realpath(folder))
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {folder}: {reason}; make room there, or choose another folder") from None
+
+
+def check_file(path, is_ours, *inputs):
+    """Raises ValueError unless path can become the output of this command and is not one of its inputs.
+
+    is_ours: a function of an open binary file that returns whether this command wrote it.
     """
     path = str(path)
     folder = os.path.dirname(os.path.realpath(path))
@@ -47,30 +91,18 @@ def check_file(path, is_ours, *inputs):
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is a folder or a device: name a file for the output")
     if any(os.path.exists(other) and os.path.samefile(path, other) for other in inputs):
-        raise ValueError(f"{path} is the input, too, and would be lost: name another file for the output")
+        raise ValueError(f"{path} is also the input and would be lost: name another file for the output")
     with open(path, "rb") as file:
         if os.path.getsize(path) and not is_ours(file):
             raise ValueError(
-                f"{path} is there already, and this command did not write it: give another out, or remove it"
+                f"{path} already exists, and this command did not write it: give another out, or remove it"
             )
-
-
-def check_new(folder):
-    """Raises ValueError unless a model can be made in the folder: it is not there, is empty, or holds a run's state."""
-    if os.path.basename(os.path.realpath(folder)) in utils.SHA256:
-        raise ValueError(f"{folder} has the name of a model of OpenAI's, and would be taken for it: give another name")
-    if not os.path.exists(folder):
-        return
-    if not os.path.isdir(folder):
-        raise ValueError(f"{folder} is a file: give the name of a new folder")
-    found = set(os.listdir(folder))
-    if STATE not in found and found - {"train.part.npz"}:
-        what = "is a model already" if {utils.DATA, "adapter.npz"} & found else "holds other files"
-        raise ValueError(f"{folder} {what}: give another name, or remove that folder")
 
 
 def lock(file):
     """Raises ValueError if another process has locked an open file. The lock ends with the file or the process."""
+    import sys
+
     try:
         import fcntl
     except ImportError:  # Windows has no such lock

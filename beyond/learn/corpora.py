@@ -1,48 +1,95 @@
-"""Texts as ids."""
+"""Where a text becomes what a training run learns from: a text or a folder made by beyond.corpus goes in, ids come out.
+
+    data = Source("input.txt")
+    encoder, learned, held_out, files = data.split(n_vocab=1024)
+
+sequences.py then draws sequences from learned, and the loop measures its progress on held_out. The ids of a corpus
+remain in its file, which is mapped into memory.
+"""
 
 import functools
+import hashlib
 import json
 import os
 
 import numpy as np
 
+from beyond import tokenizer
 from beyond.files import reading
-from encoder import get_encoder
+from encoder import Encoder, get_encoder
+
+IDS, WHOLE = "ids.bin", "corpus.json"  # in the folder of a corpus; the latter is written last
+HELD_OUT = 2**20  # the most tokens of a corpus that are held out
+
+
+class Source:
+    """A text or the folder of a corpus. It is read once, when it is first needed."""
+
+    def __init__(self, path):
+        self.path, self.is_corpus = path, os.path.isdir(path)
+
+    @functools.cached_property
+    def text(self):
+        return reading.read_text(self.path)
+
+    @functools.cached_property
+    def corpus(self):
+        return load(self.path)
+
+    @property
+    def n_vocab(self):
+        """The number of tokens in the vocabulary, by default for a text."""
+        return len(self.corpus[0].encoder) if self.is_corpus else 1024
+
+    @property
+    def digest(self):
+        """The SHA-256 of the text, or of the pieces of a corpus."""
+        return self.corpus[2] if self.is_corpus else hashlib.sha256(self.text.encode()).hexdigest()
+
+    def split(self, n_vocab):
+        """(encoder, ids to learn from, ids held out, {filename: text} for the model's folder).
+
+        The last tenth is held out, of a corpus at most 2**20 tokens. From the rest of a text merges are learned first;
+        a corpus has a vocabulary already.
+        """
+        if self.is_corpus:
+            encoder, ids, _ = self.corpus
+            cut = len(ids) - min(len(ids) // 10, HELD_OUT)
+            return encoder, ids[:cut], ids[cut:], vocabulary_files(self.path)
+        cut = len(self.text) * 9 // 10
+        merges = tokenizer.learn(self.text[:cut], n_vocab)
+        encoder = Encoder(tokenizer.vocabulary(merges), merges)
+        learned, held_out = (np.array(encoder.encode(part), np.int32) for part in (self.text[:cut], self.text[cut:]))
+        return encoder, learned, held_out, {**tokenizer.contents(merges), "held_out.txt": self.text[cut:]}
 
 
 def load(folder):
-    """(encoder, ids, digest) of a corpus; the ids are mapped. Raises ValueError for one that is not whole."""
+    """(encoder, ids, digest) of a corpus; the ids are mapped. Raises ValueError unless it is complete."""
     if not os.path.exists(os.path.join(folder, WHOLE)):
-        raise ValueError(f"{folder} is not a whole corpus: make it with python -m beyond.corpus, or repeat that")
-    encoder, found = vocabulary(folder), json.loads(reading.read_text(os.path.join(folder, WHOLE)))
+        raise ValueError(f"{folder} is not a complete corpus: make it with python -m beyond.corpus, or repeat that")
+    encoder, found = encoder_of(folder), json.loads(reading.read_text(os.path.join(folder, WHOLE)))
     ids = np.memmap(os.path.join(folder, IDS), dtype_of(encoder), "r")
     if len(ids) != found["tokens"]:
         raise ValueError(f"{folder} is damaged: {IDS} has {len(ids):,} ids instead of {found['tokens']:,}")
     return encoder, ids, found["sha256"]
 
 
-def contents(folder):
+@functools.lru_cache(1)
+def encoder_of(folder):
+    parent, name = os.path.split(os.path.abspath(folder))
+    return get_encoder(name, parent)
+
+
+def vocabulary_files(folder):
     """{filename: text} of the vocabulary in a folder."""
     return {name: reading.read_text(os.path.join(folder, name)) for name in ("encoder.json", "vocab.bpe")}
 
 
-@functools.lru_cache(1)
-def vocabulary(folder):
-    name, parent = os.path.basename(os.path.abspath(folder)), os.path.dirname(os.path.abspath(folder))
-    return get_encoder(name, parent)
+def learn_vocabulary(texts, n_vocab):
+    """{filename: text} of a vocabulary that is learned from texts, an iterable of strings."""
+    return tokenizer.contents(tokenizer.learn(texts, n_vocab))
 
 
 def dtype_of(encoder):
+    """The type of the ids in a corpus: two bytes each, or four if the vocabulary has more than 65,536 tokens."""
     return np.dtype("<u2" if len(encoder.encoder) <= 2**16 else "<u4")
-
-
-LOG, IDS, WHOLE = "pieces.jsonl", "ids.bin", "corpus.json"
-
-
-LOG, IDS, WHOLE = "pieces.jsonl", "ids.bin", "corpus.json"
-
-
-LOG, IDS, WHOLE = "pieces.jsonl", "ids.bin", "corpus.json"
-
-
-PIECE = 2**20  # characters
