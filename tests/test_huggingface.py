@@ -23,8 +23,7 @@ import numpy as np
 import pytest
 
 from beyond import huggingface
-from beyond.formats import checkpoint
-from beyond.formats.hub import SIZES
+from beyond.formats import checkpoint, transformers_folder
 from encoder import get_encoder
 import gpt2
 import utils
@@ -157,11 +156,11 @@ REFUSED = {  # the form, what the error says, and whether the weights had to be 
     "quantized": ({"config": {"quantization_config": {"bits": 4}}}, "quantization_config="),
     "n_inner": ({"config": {"n_inner": 40}}, "n_inner=40"),
     "heads": ({"config": {"n_head": 7}}, "multiple of n_head"),
-    "sizes": ({"config": {"n_embd": "20"}}, "positive whole numbers"),
+    "sizes": ({"config": {"n_embd": "20"}}, "positive integers"),
     "layers": ({"config": {"n_layer": 3_000_000}}, "do not belong together"),
-    "bert": ({"without": ["vocab.json", "merges.txt"], "with": ["vocab.txt"]}, "BERT's word pieces (vocab.txt)"),
+    "bert": ({"without": ["vocab.json", "merges.txt"], "with": ["vocab.txt"]}, "BERT's WordPiece (vocab.txt)"),
     "sentencepiece": ({"without": ["merges.txt"], "with": ["spiece.model"]}, "SentencePiece (spiece.model)"),
-    "no tokenizer": ({"without": ["merges.txt"]}, "no tokenizer.json"),
+    "no tokenizer": ({"without": ["merges.txt"]}, "neither tokenizer.json"),
     "wordpiece": ({"tokenizer": {"model": {"type": "WordPiece"}}}, "WordPiece"),
     "metaspace": ({"tokenizer": {"pre_tokenizer": {"type": "Metaspace"}}}, "Metaspace"),
     "split": (
@@ -170,7 +169,7 @@ REFUSED = {  # the form, what the error says, and whether the weights had to be 
     ),
     "lower case": ({"tokenizer": {"normalizer": {"type": "Lowercase"}}}, "Lowercase"),
     "suffix": ({"tokenizer": {"model": {"end_of_word_suffix": "</w>"}}}, "end_of_word_suffix='</w>'"),
-    "not tokenizers'": ({"tokenizer": {"model": {"merges": None}}}, "not as tokenizers writes it"),
+    "not tokenizers'": ({"tokenizer": {"model": {"merges": None}}}, "not in the format of the tokenizers library"),
     "gap": (
         {
             "vocabulary": [*hf.VOCABULARY[:-1]],
@@ -181,7 +180,7 @@ REFUSED = {  # the form, what the error says, and whether the weights had to be 
     ),
     "twice": (
         {"tokenizer": {"added_tokens": [{"id": 260, "content": "he"}]}, "config": {"vocab_size": 261}},
-        "1 tokens twice",
+        "1 duplicate tokens",
     ),
     "merge": ({"merges": ["t t"]}, "merge 't t'"),
     "endless": ({"vocabulary": hf.VOCABULARY[:-1]}, "no token that ends a text"),
@@ -197,7 +196,7 @@ REFUSED = {  # the form, what the error says, and whether the weights had to be 
 }
 LATE = {
     "untied in secret": ({"lm_head": 2}, "output matrix, lm_head"),
-    "fewer layers": ({"config": {"n_layer": 2}}, "12 tensors that GPT-2 has not, such as h.2."),
+    "fewer layers": ({"config": {"n_layer": 2}}, "12 tensors that GPT-2 does not have, such as h.2."),
     "wider": ({"config": {"vocab_size": 300}}, "instead of F32, F16 or BF16 [300, 20]"),
     "float64": ({"dtype": "float64"}, "F64"),
     "no safetensors": ({"with": {"model.safetensors": b"x" * 100_000}}, "is damaged"),
@@ -329,14 +328,14 @@ def test_what_is_refused_is_refused_before_the_weights_are_downloaded(fetched, f
     error, downloads = fetched[0][form]
     assert error and REFUSED[form][1] in error and ("me/" in error or "snapshots" in error), error
     assert not any(name.endswith((".safetensors", ".bin")) for name in downloads)
-    assert not {slug(form), slug(form) + ".part"} & {*os.listdir(fetched[1])}
+    assert slug(form) not in [name.partition(".part")[0] for name in os.listdir(fetched[1])]
 
 
 @pytest.mark.parametrize("form", LATE)
 def test_what_only_the_weights_show_leaves_nothing(fetched, form):
     error, _ = fetched[0][form]
     assert error and LATE[form][1] in error, error
-    assert not {slug(form), slug(form) + ".part"} & {*os.listdir(fetched[1])}
+    assert slug(form) not in [name.partition(".part")[0] for name in os.listdir(fetched[1])]
 
 
 # --- the same bytes as OpenAI's ---
@@ -365,14 +364,14 @@ def both(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("both")
     made = write_model(folder / "124M", TINY)
-    names = {name: huggingface.their_name(name.removeprefix("model/")) for name in made}
+    names = {name: transformers_folder.their_name(name.removeprefix("model/")) for name in made}
     assert names["model/h1/attn/c_attn/w"] == "h.1.attn.c_attn.weight" and names["model/ln_f/b"] == "ln_f.bias"
     (folder / "there").mkdir()
     save_file(
         {names[name]: array[0] if array.ndim == 3 else array for name, array in made.items()},
         folder / "there" / "model.safetensors",
     )
-    config = {"model_type": "gpt2", **{theirs: TINY[ours] for theirs, ours in zip(SIZES, utils.HPARAMS)}}
+    config = {"model_type": "gpt2", **dict(zip(transformers_folder.SIZES, map(TINY.get, utils.HPARAMS)))}
     (folder / "there" / "config.json").write_text(json.dumps(config))
     shutil.copy(VOCABULARY / "encoder.json", folder / "there" / "vocab.json")
     shutil.copy(VOCABULARY / "vocab.bpe", folder / "there" / "merges.txt")
@@ -407,7 +406,7 @@ def test_where_openais_address_fails_the_hub_is_named(tmp_path, size, name):
     models = tmp_path / "my models"
     done = command("a", "4", size, str(models))
     assert_error(done, "cannot fetch http://127.0.0.1:9/")
-    _, _, line = done.stderr.decode().strip().partition("Hugging Face has it, too: ")
+    _, _, line = done.stderr.decode().strip().partition("Hugging Face also has it: ")
     way = ["fetch", f"openai-community/{name}", "--out", str(models / size)]
     assert shlex.split(line) == ["python", "-m", "beyond.huggingface", *way]
 
@@ -423,10 +422,10 @@ def test_what_a_download_has_left_unfinished_is_replaced(both, tmp_path, monkeyp
         huggingface.fetch(str(both / "there"), str(there))
         assert sorted(os.listdir(there)) == sorted(utils.FILES)
         for refused in there, there.with_name("mine"):
-            with pytest.raises(ValueError, match="is there already"):
+            with pytest.raises(ValueError, match="already exists"):
                 huggingface.fetch(str(both / "there"), str(refused))
         (there / "hparams.json").rename(there / "notes.txt")
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="already exists"):
             huggingface.fetch(str(both / "there"), str(there))
 
 
@@ -441,7 +440,7 @@ def test_a_model_is_fetched_once(env, hub, tmp_path):
     assert sorted(hub.downloads()) == ["config.json", "merges.txt", "model.safetensors", "vocab.json"]
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     hub.log.clear()
-    assert_error(fetch("me/plain", "--out", out, env=env), f"{out} is there already")
+    assert_error(fetch("me/plain", "--out", out, env=env), f"{out} already exists")
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before and hub.log == []
     done = fetch("me/plain", "--out", tmp_path / "again", "--revision", COMMIT, env=env)
     assert done.returncode == 0 and hub.downloads() == []  # from the cache
@@ -457,7 +456,7 @@ def test_a_model_is_fetched_once(env, hub, tmp_path):
     "status, code, says",
     [
         (401, "RepoNotFound", "private (HTTP 401)"),
-        (403, "GatedRepo", "open to some only (HTTP 403)"),
+        (403, "GatedRepo", "restricted (HTTP 403)"),
         (404, "RepoNotFound", "(HTTP 404)"),
     ],
 )
@@ -475,8 +474,8 @@ def test_a_repository_that_is_private_or_missing(env, hub, tmp_path, status, cod
 @pytest.mark.parametrize(
     "source, extra, says",
     [
-        ("me/none", (), "there is no me/none"),
-        ("me/plain", ("--revision=v9",), "no revision v9"),
+        ("me/none", (), "me/none does not exist on the hub"),
+        ("me/plain", ("--revision=v9",), "does not have the revision v9"),
         ("a/b/c", (), "neither a folder nor a name on the hub"),
     ],
 )
@@ -535,15 +534,17 @@ def test_where_gpt2_could_not_download_a_single_file(tmp_path):
     (tmp_path / "out" / "checkpoint.part").write_text("")
     huggingface.fetch(repository(tmp_path), str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         huggingface.fetch(str(tmp_path / "there"), str(tmp_path / "out"))
 
 
-def test_what_a_kill_left_while_the_model_was_written_is_begun_anew(tmp_path):
+def test_a_folder_that_is_called_like_an_unfinished_one_is_kept(tmp_path):
     (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "old").write_text("half")
+    (tmp_path / "out.part" / "mine").write_text("whole")
     huggingface.fetch(repository(tmp_path), str(tmp_path / "out"))
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES) and not (tmp_path / "out.part").exists()
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES)
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.part", "there"]
+    assert (tmp_path / "out.part" / "mine").read_text() == "whole"
 
 
 @pytest.mark.parametrize("word", ["fetch", "save"])
@@ -557,17 +558,21 @@ def test_a_full_disk_leaves_nothing(tmp_path, word):
 
 
 def test_too_little_room_is_noticed_before_the_weights(tmp_path, monkeypatch):
+    monkeypatch.delattr(transformers_folder, "open_weights")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 80_000))
-    with pytest.raises(OSError, match="80,000 bytes free, and .*out will take 83,600: make room"):
+    with pytest.raises(OSError, match="80,000 bytes free, but .*out will take 83,600: make room"):
         huggingface.fetch(repository(tmp_path), str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("parent", ["/proc", "a file"])
-def test_no_permission(tmp_path, parent):
+@pytest.mark.parametrize("parent", ["a file", "read only"])
+def test_no_permission(tmp_path, monkeypatch, parent):
     (tmp_path / "a file").write_text("")
-    out = f"{parent if parent == '/proc' else tmp_path / parent}/out"
-    with pytest.raises(OSError, match="out|permission"):
-        huggingface.fetch(repository(tmp_path), out)
+    (tmp_path / "read only").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path / "read only"))  # root may write anywhere
+    for make_it in huggingface.fetch, huggingface.save:
+        with pytest.raises(OSError, match=f"{parent} is not a folder that you can write to"):
+            make_it("shakespeare", str(tmp_path / parent / "a" / "b"))
+    assert sorted(os.listdir(tmp_path)) == ["a file", "read only"] and os.listdir(tmp_path / "read only") == []
 
 
 def test_two_at_once(tmp_path):
@@ -576,16 +581,34 @@ def test_two_at_once(tmp_path):
     processes = [subprocess.Popen(start, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 1]
-    assert any(b"is there already" in stderr for stderr in said)
+    assert any(b"already exists" in stderr for stderr in said)
     assert sorted(os.listdir(tmp_path / "out")) == sorted(utils.FILES)
 
 
 def test_a_model_that_another_process_has_made_meanwhile_is_kept(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "hparams.json").write_text("theirs")
-    with pytest.raises(ValueError, match="is there already"), huggingface.building(str(tmp_path / "out")):
+    with pytest.raises(ValueError, match="already exists"), huggingface.building(str(tmp_path / "out")):
         pass
     assert [file.read_text() for file in (tmp_path / "out").iterdir()] == ["theirs"]
+    with pytest.raises(OSError, match="cannot write .*made: .*make room"), huggingface.building(str(tmp_path / "made")):
+        (tmp_path / "made").mkdir()  # by a program that knows no lock
+        (tmp_path / "made" / "hparams.json").write_text("theirs")
+    assert [file.read_text() for file in (tmp_path / "made").iterdir()] == ["theirs"]
+    assert sorted(os.listdir(tmp_path)) == ["made", "out"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        huggingface.save("shakespeare", str(tmp_path / "there"))
+        huggingface.fetch(str(tmp_path / "there"), str(tmp_path / "back"))
+    finally:
+        os.umask(before)
+    for folder in tmp_path.iterdir():
+        assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+        assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o666 & ~umask}
 
 
 # --- and back ---
