@@ -1,14 +1,14 @@
-"""Every number of the README's table, from one command.
+"""Measures every number of the benchmark's tables and chart with one command.
 
     python -m beyond.benchmark --out benchmark
 
-measures gpt2.py, its chapters and those peers that are installed, and writes benchmark.md, benchmark.svg and
-benchmark.json. The shape is the 124M model's, with random weights, as speed does not depend on their values.
+measures gpt2.py, its chapters and the peers that are installed, and writes benchmark.md, benchmark.svg and
+benchmark.json. The model has the shape of 124M and random weights, as the speed does not depend on their values.
 
-Like is compared with like: engines whose weights are float32, of 8 bits, of 4 bits. Each is one of beyond/peers.py and
-runs in a process of its own, and its ratio is to what PicoGPT needed just before and just after it. Beside them is the
-machine's limit: a token cannot come sooner than all weights can be read, at the speed at which a product with one row
-reads a large matrix; a prompt takes two operations a weight and token, at the rate of a large product of matrices.
+Engines are grouped by weight size: float32, 8 bits, 4 bits. Each one (see bench/engines.py) runs in a process of its
+own, and its ratio is to the time that PicoGPT took just before and just after it. The machine's limit is also shown:
+decoding cannot be faster than reading all weights at the memory bandwidth, measured by a product of a large matrix and
+a vector; a prompt takes two operations per weight and token, at the rate of a product of two large matrices.
 """
 
 import functools
@@ -25,13 +25,12 @@ import time
 import numpy as np
 
 from beyond.bench import loops, report
-from beyond.bench.engines import ENGINES, load, medians
+from beyond.bench.engines import ENGINES, ROOT, load, medians, run_alone
 from beyond.files import writing
 from beyond.formats import checkpoint
 import cli
 import utils
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
@@ -40,28 +39,25 @@ PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
 
 def measure(name, folder, env=None):
-    """What beyond/peers.py prints of an engine, and its version; a text if it is not installed, or why it failed."""
+    """What bench/engines.py prints for an engine, and its version; a text that says why there is no measurement."""
+    package = ENGINES[name][1]
     try:
-        package = ENGINES[name][1]
         version = {"version": importlib.metadata.version(package)} if package else {}
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    command = [sys.executable, "-m", "beyond.bench.engines", name, folder]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(env or {})})
-    if done.returncode:
-        return " ".join([*version.values(), "failed:", done.stderr.strip().splitlines()[-1]])
-    return json.loads(done.stdout.splitlines()[-1]) | version
+    found = run_alone("beyond.bench.engines", name, folder, env=env)
+    return " ".join([*version.values(), "failed:", found]) if isinstance(found, str) else found | version
 
 
 def must(found):
-    """The same, unless it is why one of our own engines failed."""
+    """Returns found. Raises ValueError if one of our own engines failed."""
     if isinstance(found, str):
         raise ValueError(f"PicoGPT could not be measured: {found}")
     return found
 
 
 def measure_group(names, folder, env, note):
-    """{engine: {what: seconds}}; beside has what the first one needed just before and after that engine."""
+    """{engine: {what: seconds}}; "beside" holds the first one's mean time just before and after that engine."""
     first, *others = names
     runs, found = [must(measure(first, folder, env))], {first: {}}
     for name in others:
@@ -75,13 +71,13 @@ def measure_group(names, folder, env, note):
 
 
 def limits(params, bandwidth, rate, n_bytes=4):
-    """{what: seconds} if nothing but bytes a second, to read the weights, or operations a second held us up.
+    """{what: seconds} that cannot be beaten at this bandwidth in bytes per second and rate in operations per second.
 
-    n_bytes: of a weight. Where they are fewer than float32's, what operations take is not known.
+    n_bytes: per weight. The rate is known for float32 only, so prompts have no limit with smaller weights.
     """
-    used = sum(array.size for _, array in checkpoint.tensors(params)) - params["wpe"].size  # of wpe one row a token
+    used = sum(array.size for _, array in utils.named_arrays(params)) - params["wpe"].size  # a token takes a row of wpe
     token = n_bytes * used / bandwidth
-    inside = 2 * (used - params["wte"].size) / rate  # for each token; only the last one needs the projection
+    inside = 2 * (used - params["wte"].size) / rate  # per token; only the last one needs the output projection
     found = {what: token for what in report.WORK if what.startswith("decode")}
     if n_bytes == 4:
         found |= {what: max(token, n * inside) for what, n in report.WORK.items() if what.startswith("prefill")}
@@ -89,24 +85,25 @@ def limits(params, bandwidth, rate, n_bytes=4):
 
 
 def chapters(found):
-    """Rows (what, ratio, figure) of lookahead and batches, as multiples of gpt2.py with one prompt."""
+    """Rows (what, ratio, figure) for lookahead and batches, relative to gpt2.py with one prompt."""
     times = {(what, engine): seconds for what, engine, seconds in found["seconds"]}
     passes = {(what, engine): n for what, engine, n in found["passes"]}
     rows = []
     for (what, engine), seconds in times.items():
         if engine == "alone":
             continue
-        n, alone = (100, what) if (what, engine) in passes else (40, "one prompt")
-        size = 1 if alone == what else int(what.split()[-1])
-        ratio = size * times[alone, "alone"] / seconds
-        more = f", {n / passes[what, engine]:.1f} tokens a pass" if alone == what else ""
-        name = f"lookahead, {what}" if alone == what else what
-        rows.append((f"{name}, {engine}", f"{ratio:.2f} times gpt2.py", f"{size * n / seconds:.0f} tokens/s{more}"))
+        if n_passes := passes.get((what, engine)):  # a text with lookahead
+            rate, alone = 100 / seconds, 100 / times[what, "alone"]
+            name, more = f"lookahead, {what}", f", {100 / n_passes:.1f} tokens per pass"
+        else:
+            rate, alone = 40 * int(what.split()[-1]) / seconds, 40 / times["one prompt", "alone"]
+            name, more = what, ""
+        rows.append((f"{name}, {engine}", f"{rate / alone:.2f} times gpt2.py", f"{rate:.0f} tokens/s{more}"))
     return rows
 
 
 def measure_processes(folder, n_bytes):
-    """Rows of whole processes, from the command to its end, and of the memory that they take."""
+    """Rows (what, ratio, figure) for whole processes: their time from start to end, and their memory at the peak."""
     commands = {
         "gpt2.py": ["gpt2.py"],
         "gpt2_pico.py": ["gpt2_pico.py"],
@@ -116,7 +113,7 @@ def measure_processes(folder, n_bytes):
     memory = {}
 
     def run(program, n):
-        # a small process starts it, as a child's peak begins with the size of the process that it was forked from
+        # started by a small process, as a child's peak memory includes the size of the process it was forked from
         code = (
             "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
             "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -138,28 +135,25 @@ def measure_processes(folder, n_bytes):
     return rows
 
 
-# --- the report ---
-
-
 # --- the command ---
 
 
 def chosen(peers):
-    """GROUPS, if not peers without others' engines."""
+    """report.GROUPS, without the peers unless they are wanted."""
     return {group: [name for name in names if peers or name in report.OURS] for group, names in report.GROUPS.items()}
 
 
 def write_model(hparams, folder):
-    """A model with random weights, and a vocabulary of n_vocab tokens, in the folder."""
+    """Makes a model folder with random weights and a vocabulary of n_vocab tokens."""
     shutil.copytree(os.path.join(ROOT, "models", "shakespeare"), folder)  # for its vocabulary
     params = checkpoint.initial_params(**hparams)
-    params["wpe"] *= 0  # then greedy text soon goes round in circles, as that of a trained model does
+    params["wpe"] *= 0  # so that greedy text soon repeats itself, like a trained model's
     checkpoint.save_model(params, hparams, folder)
     with open(os.path.join(folder, "encoder.json"), "r+", encoding="utf-8") as file:
         tokens = json.load(file)
         file.seek(0)
         more = range(len(tokens), hparams["n_vocab"])
-        json.dump({**tokens, **{f"[{id}]": id for id in more}}, file)  # only ever grows
+        json.dump({**tokens, **{f"[{id}]": id for id in more}}, file)  # longer than before, so nothing old remains
 
 
 def check_outputs(out):
@@ -176,7 +170,7 @@ def measure_all(work, hparams, groups, note):
     write_model(hparams, folder)
     load_s = medians({"": lambda: load(folder)}, 5)[""]
     params, found = load(folder)[1], {}
-    n_bytes = sum(array.nbytes for _, array in checkpoint.tensors(params))
+    n_bytes = sum(array.nbytes for _, array in utils.named_arrays(params))
     machine = must(measure("limit", folder))
     for group, names in groups.items():
         env = ONE_CORE if group == "one core" else None
@@ -194,17 +188,15 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
     """Measures and writes OUT.md, OUT.svg and OUT.json; takes about fifteen minutes.
 
     Args:
-        out: Where the three files go, without their endings.
+        out: The path of the three files without their endings.
         n_vocab: The shape that is measured, by default that of 124M. 1024 or more.
         n_ctx: 1024 or more.
         n_embd: A multiple of n_head.
-        n_head: Attention heads in a block.
+        n_head: Attention heads per block.
         n_layer: Blocks.
-        peers: True or False: whether to measure the peers, too.
-        train: True measures training loops instead, prints a table and writes nothing.
+        peers: Whether to measure the peers as well.
+        train: Measures training loops instead, prints a table and writes nothing.
     """
-    if not isinstance(train, bool):
-        raise ValueError(f"train={train!r} must be True or False")
     if train:
         return loops.compare()
     from tqdm import tqdm
@@ -214,8 +206,6 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
         cli.check(name, hparams[name], low, 10**7)
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} must be a multiple of n_head={n_head}")
-    if not isinstance(peers, bool):
-        raise ValueError(f"peers={peers!r} must be True or False")
     check_outputs(out)
     groups = chosen(peers)
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}"

@@ -2,10 +2,11 @@ import json
 import shutil
 
 from conftest import ROOT, assert_error, command
+import numpy as np
 import pytest
 
 from beyond import benchmark
-from beyond.bench import engines, report
+from beyond.bench import engines, loops, report
 from beyond.formats import checkpoint
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 1024, "n_embd": 24, "n_head": 3, "n_layer": 1}
@@ -35,7 +36,8 @@ def test_all_is_measured_and_written(tmp_path, monkeypatch):
     assert result["groups"]["float32"]["gpt2.py"]["beside"].keys() == report.WORK.keys()
     names = "gpt2.py", "kernels", "int8"
     whats = [f"batch of {size}, {engine}" for size in (1, 16, 64) for engine in names]
-    whats += [f"lookahead, text that {does}, {engine}" for does in ("repeats", "does not") for engine in names[::2]]
+    texts = "text that repeats", "text that does not repeat"
+    whats += [f"lookahead, {text}, {engine}" for text in texts for engine in names[::2]]
     whats += [f"the command, {n} tokens, {program}" for n in (0, 40) for program in ("gpt2.py", "int8", "int4")]
     whats += ["loading the weights", "memory, gpt2.py", "memory, int8", "memory, int4"]
     assert sorted(what for what, *_ in result["more"]) == sorted(whats)
@@ -88,7 +90,7 @@ def test_peers_that_are_installed(tmp_path, name):
     assert found.keys() == {"version", *report.WORK}, found
 
 
-def test_what_a_user_can_mend_is_one_line(tmp_path):
+def test_errors_of_the_engines_are_one_line(tmp_path):
     def of(*args):
         return command("-m", "beyond.bench.engines", *args, program=None, cwd=ROOT)
 
@@ -124,7 +126,7 @@ def test_the_rows_of_the_chapters():
         }
     )
     assert found == [
-        ("lookahead, text that repeats, int8", "2.00 times gpt2.py", "100 tokens/s, 4.0 tokens a pass"),
+        ("lookahead, text that repeats, int8", "2.00 times gpt2.py", "100 tokens/s, 4.0 tokens per pass"),
         ("batch of 16, int8", "4.00 times gpt2.py", "80 tokens/s"),
     ]
 
@@ -139,9 +141,34 @@ def test_the_limits_are_what_the_docstring_says():
     assert benchmark.limits(params, 1.0, 1.0, 1) == {f"decode {n}": found["decode 10"] / 4 for n in (10, 100, 900)}
 
 
-def test_the_readme_shows_what_was_measured():
+def test_a_training_loop_is_measured(monkeypatch):
+    shape = {"n_vocab": 64, "n_ctx": 16, "n_embd": 12, "n_head": 2, "n_layer": 1}
+    monkeypatch.setattr(loops, "SHAPE", shape)
+    found = json.loads(loops.main("PicoGPT, AdamW"))
+    assert abs(found["loss"] - np.log(64)) < 0.1 and 0 < found["seconds"] < 1
+    step = loops.picogpt(muon=True)
+    losses = [step(0) for _ in range(4)]  # the same sequences each time
+    assert losses[0] == pytest.approx(found["loss"], rel=1e-5) and losses == sorted(losses, reverse=True)
+
+
+def test_training_loops_are_compared(monkeypatch):
+    """The second loop is twice as fast as the first in two turns, and four times as fast in the third."""
+    times = iter([2.0, 1.0, 4.0, 2.0, 8.0, 2.0])
+    monkeypatch.setattr(loops, "LOOPS", {"first": None, "second": None, "nobody": None})
+    real = loops.run_alone
+
+    def run_alone(module, name):
+        return real(module, name) if name == "nobody" else {"loss": 6.931, "seconds": next(times)}
+
+    monkeypatch.setattr(loops, "run_alone", run_alone)
+    first, second, nobody = loops.compare().splitlines()[2:]
+    assert first == "| first | 512 | 1.00 | 6.93 |" and second == "| second | 1,024 | 2.00 | 6.93 |"
+    assert nobody.startswith("| nobody | error: name='nobody' must be one of PicoGPT, AdamW; ")
+
+
+def test_the_table_and_the_chart_show_what_was_measured():
+    """tests/test_readme.py compares the table with beyond/README.md."""
     result = json.loads((ROOT / "beyond" / "benchmark.json").read_text())
-    assert report.table(result) in (ROOT / "README.md").read_text("utf-8")
     assert report.table(result) == (ROOT / "beyond" / "benchmark.md").read_text("utf-8")
     assert result["hparams"] == {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
     labels = (ROOT / "beyond" / "benchmark.svg").read_text()
@@ -157,6 +184,7 @@ def test_the_readme_shows_what_was_measured():
         (["--n_embd=10", "--n_head=3"], ["n_embd=10", "n_head=3"]),
         (["--n_vocab=many"], ["n_vocab='many'"]),
         (["--peers=no"], ["peers='no'", "True or False"]),
+        (["--train=no"], ["train='no'", "True or False"]),
     ],
 )
 def test_errors(flags, parts, tmp_path):

@@ -1,62 +1,58 @@
-"""Training loops, measured in the same way on the same shape and rows: ours, and nanoGPT's kind in PyTorch.
+"""Training loops, measured on the same shape and sequences: PicoGPT's, and one like nanoGPT's in PyTorch.
 
     python -m beyond.benchmark --train
 
-compares them, each in a process of its own, in turns; a peer that is not installed is left out. The model in PyTorch is
-GPT-2 from torch.nn's layers, with its own fused attention, and AdamW, as in https://github.com/karpathy/nanoGPT.
-With nothing else running (2 x AMD EPYC, PyTorch 2.13, JAX 0.10.2) ours made 7,768 tokens/s with AdamW and 6,100 with
-Muon, PyTorch's 7,188, if XLA_FLAGS was --xla_cpu_experimental_ynn_fusion_type= in the environment; without it, which is
-that JAX's default, 5,035 and 4,726 beside 6,942.
+compares them, each in a process of its own, in turns. A peer that is not installed is left out. The PyTorch model is
+GPT-2 made of torch.nn's layers with its fused attention, trained by AdamW, as in https://github.com/karpathy/nanoGPT.
+On an idle machine (2 x AMD EPYC, PyTorch 2.13, JAX 0.10.2) PicoGPT reached 7,768 tokens/s with AdamW and 6,100 with
+Muon, and PyTorch 7,188, with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= in the environment. Without it, JAX's
+default in that version, PicoGPT reached 5,035 and 4,726, and PyTorch 6,942.
 """
 
 import functools
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 
 import numpy as np
 
-from beyond.bench.engines import medians
+from beyond.bench.engines import medians, run_alone
 from beyond.formats import checkpoint
 from beyond.learn import learner, optimizers
 import cli
 
 SHAPE = {"n_vocab": 1024, "n_ctx": 256, "n_embd": 192, "n_head": 6, "n_layer": 6}
 BATCH, STEPS, TURNS = 8, 5, 3
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def batch(step):  # -> ids [BATCH, n_ctx + 1]
-    return np.random.default_rng(step).integers(SHAPE["n_vocab"], size=(BATCH, SHAPE["n_ctx"] + 1))
+def batch(i):  # -> ids [BATCH, n_ctx + 1] of step i
+    return np.random.default_rng(i).integers(SHAPE["n_vocab"], size=(BATCH, SHAPE["n_ctx"] + 1))
 
 
 def picogpt(muon=False):
-    """A function of the number of a step that makes it and returns the loss."""
+    """A function that makes step i and returns the loss before it."""
     import jax
 
     from beyond.devices import sharding
     from beyond.learn import loop
 
-    mesh = sharding.all_devices()
-    made = (functools.partial(optimizers.muon_and_adamw, weight_decay=0.1) if muon else optimizers.adamw)(
-        1000, learning_rate=1e-3
-    )
-    params = sharding.split(sharding.by_heads(checkpoint.initial_params(**SHAPE), SHAPE["n_head"]), mesh)
-    update = loop.updater(lambda params, row, key: learner.lm_loss(params, row, SHAPE["n_head"]), made, 0, mesh)
-    kept = params, jax.jit(made.init)(params), None
+    mesh, n_head = sharding.all_devices(), SHAPE["n_head"]
+    make = functools.partial(optimizers.muon_and_adamw, weight_decay=0.1) if muon else optimizers.adamw
+    optimizer = make(1000, learning_rate=1e-3)
+    params = sharding.split(sharding.by_heads(checkpoint.initial_params(**SHAPE), n_head), mesh)
+    update = loop.updater(lambda params, row, key: learner.lm_loss(params, row, n_head), optimizer, 0, mesh)
+    tree = jax.jit(functools.partial(loop.begin, optimizer=optimizer, averaging=False, mesh=mesh))(params)
 
     def step(i):
-        nonlocal kept
-        kept, loss = update(kept, sharding.put_rows(batch(i).reshape(-1, 1, SHAPE["n_ctx"] + 1), mesh, 1), i)
+        nonlocal tree
+        tree, loss = update(tree, loop.in_parts(batch(i), mesh, None), i)
         return float(loss)
 
     return step
 
 
 def pytorch(compiled=False):
+    """The same in PyTorch, with or without torch.compile."""
     import torch
     from torch import nn
 
@@ -67,9 +63,8 @@ def pytorch(compiled=False):
             super().__init__()
             self.ln_1, self.ln_2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
             self.c_attn, self.c_proj = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
-            self.mlp = nn.Sequential(
-                nn.Linear(n_embd, 4 * n_embd), nn.GELU(approximate="tanh"), nn.Linear(4 * n_embd, n_embd)
-            )
+            c_fc, c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
+            self.mlp = nn.Sequential(c_fc, nn.GELU(approximate="tanh"), c_proj)
 
         def forward(self, x):  # [n_rows, n_seq, n_embd] -> same
             heads = self.c_attn(self.ln_1(x)).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
@@ -114,19 +109,11 @@ LOOPS = {
 }
 
 
-def measure(name):
-    """{"loss": of the first step, "seconds": of a later one} from a process of its own; a text if that fails."""
-    done = subprocess.run([sys.executable, "-m", "beyond.loops", name], cwd=ROOT, capture_output=True, text=True)
-    return json.loads(done.stdout) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["killed"])[-1]
-
-
 def compare():
-    """A table: tokens a second of each loop, and as a multiple of the first one's in the same turn."""
-    turns = [{name: measure(name) for name in LOOPS} for _ in range(TURNS)]
-    first, lines = (
-        next(iter(LOOPS)),
-        ["| training loop | tokens a second | ratio | loss of the first step |", "|---|---|---|---|"],
-    )
+    """A table: tokens per second of each loop, and its speed relative to the first loop's in the same turn."""
+    turns = [{name: run_alone("beyond.bench.loops", name) for name in LOOPS} for _ in range(TURNS)]
+    first = next(iter(LOOPS))
+    lines = ["| training loop | tokens per second | ratio | loss of the first step |", "|---|---|---|---|"]
     for name in LOOPS:
         found = [(turn[name], turn[first]["seconds"]) for turn in turns if isinstance(turn[name], dict)]
         if not found:
@@ -139,7 +126,7 @@ def compare():
 
 
 def main(name):
-    """Measures a training loop and prints JSON.
+    """Measures a training loop and prints JSON: the loss before the first step, and the median seconds of later ones.
 
     Args:
         name: PicoGPT, AdamW or another one of LOOPS.

@@ -1,52 +1,32 @@
-"""The report."""
+"""The report: a table in Markdown and a bar chart of the numbers that beyond/benchmark.py measured."""
 
 import os
 import platform
 
 WORK = {"decode 10": 1, "decode 100": 1, "decode 900": 1, "prefill 10": 10, "prefill 100": 100, "prefill 1000": 1000}
-
-
-GROUPS = {  # who is compared; the ratios are to the first one
-    "float32": [
-        "PicoGPT kernels",
-        "gpt2.py",
-        "gpt2_pico.py",
-        "Hugging Face",
-        "JAX",
-        "CTranslate2",
-        "llama.cpp",
-    ],
+GROUPS = {  # the engines that are compared; ratios are relative to the first one
+    "float32": ["PicoGPT kernels", "gpt2.py", "gpt2_pico.py", "Hugging Face", "JAX", "CTranslate2", "llama.cpp"],
     "8 bits": ["PicoGPT int8", "gpt2.py", "CTranslate2 int8", "llama.cpp q8_0"],
     "4 bits": ["PicoGPT int4", "gpt2.py", "llama.cpp q4_0"],
     "one core": ["PicoGPT kernels", "gpt2.py", "PicoGPT int8"],
 }
-
-
-BYTES = {"float32": 4, "8 bits": 1, "4 bits": 0.5 + 4 / 64}  # a weight; with 4 bits, 64 share a scale
-
-
+BYTES = {"float32": 4, "8 bits": 1, "4 bits": 0.5 + 4 / 64}  # per weight; with 4 bits, 64 weights share a scale
 OURS = "gpt2.py", "gpt2_pico.py", "PicoGPT kernels", "PicoGPT int8", "PicoGPT int4"  # the others are peers
-
-
+LIMIT = "the machine's limit"
 MADE_BY = "python -m beyond.benchmark"
-
-
-MARKS = {  # near the beginning of each file, which by that is known to be ours
+MARKS = {  # near the beginning of each file, to recognize it as ours
     "md": f"`{MADE_BY}`, ",
     "json": f'{{\n "made by": "{MADE_BY}",',
     "svg": f"<dc:title>{MADE_BY}</dc:title>",
 }
 
 
-LIMIT = "the machine's limit"
-
-
 def table(result):
-    """Markdown: ratios first, then the figures."""
+    """Markdown: the speed of each engine, ratio first, then the other measurements."""
     lines = [
         f"`{MADE_BY}`, {result['machine']}, {result['date']}",
         "",
-        "| tokens a second, as a multiple of the group's first | decoding after 10 | 100 | 900 "
+        "| speed relative to the group's first engine (tokens per second) | decoding after 10 | 100 | 900 "
         "| prompt of 10 | 100 | 1000 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -72,12 +52,12 @@ def table(result):
 
 
 def chart(result, path):
-    """Bars that a phone can show: tokens a second by the size of the weights, dotted the machine's limit."""
+    """Bars that fit a phone's screen: tokens per second by weight size; the dotted line is the machine's limit."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 8.4), layout="constrained")
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # so that a figure can be read on the dotted line
-    titles = {"decode 10": "Decoding: tokens a second", "prefill 1000": "Prompt of 1000: tokens a second"}
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # so that numbers on the dotted line are legible
+    titles = {"decode 10": "Decoding: tokens per second", "prefill 1000": "Prompt of 1000: tokens per second"}
     for axes, (what, title) in zip(figure.subplots(2, 1), titles.items()):
         labels = []
         for group in BYTES:
@@ -96,20 +76,20 @@ def chart(result, path):
         axes.set_title(title, fontsize=14, loc="right", pad=12)
         axes.set_xticks([])
         axes.margins(x=0.18)
-        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first one on top
+        axes.set_ylim(len(labels) - 0.5, -0.5)  # the first one at the top
         axes.tick_params(length=0)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None, "Title": MADE_BY})
 
 
 def drawn(engines, group):
-    """Those that the chart shows: of gpt2.py one bar is enough."""
-    left_out = (LIMIT, "gpt2_pico.py") if group == "float32" else (LIMIT, "gpt2.py")
-    return {name: found for name, found in engines.items() if isinstance(found, dict) and name not in left_out}
+    """The engines that the chart shows: gpt2.py only once."""
+    omitted = (LIMIT, "gpt2_pico.py") if group == "float32" else (LIMIT, "gpt2.py")
+    return {name: found for name, found in engines.items() if isinstance(found, dict) and name not in omitted}
 
 
 def cpu():
-    """What the processor calls itself, and how many of its cores there are."""
+    """The number of cores and the processor's name."""
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
