@@ -1,10 +1,10 @@
-"""Classification: the same model says which kind of text it has read. Its head is replaced, and its blocks learn.
+"""Classification: the same model tells what kind of text it has read. Its head is replaced, its blocks are trained.
 
     python -m beyond.classify train lines.csv --model_size shakespeare --out models/kinds
     python -m beyond.classify predict "My lord, I know him not." --model_size kinds
 
-The projection onto the vocabulary makes way for cls_head [n_embd, n_classes], applied to the last token, as only that
-one has seen the whole text. With lines.csv made from this repository by
+cls_head [n_embd, n_classes] replaces the projection onto the vocabulary. It is applied to the last token, the only one
+that has seen the whole text. With lines.csv made from this repository by
 
     import csv, pathlib
     with open("lines.csv", "w", newline="") as file:
@@ -15,35 +15,30 @@ one has seen the whole text. With lines.csv made from this repository by
             lines = [line for line in pathlib.Path(path).read_text("utf-8").splitlines() if len(line) > 30]
             writer.writerows([line, label] for line in lines[:n])
 
-train printed, of the fifth of the lines that it held out:
+train printed, for the fifth of the lines that it held out:
 
-    520 rows learned from, 130 held out
-    accuracy 0.954, macro-F1 0.890; always the largest class would be 0.615
-    true, found  code         play         prose
-    code         37           0            3
-    play         0            79           1
-    prose        0            2            8
+    520 rows to learn from, 130 held out
+    accuracy 0.954, macro-F1 0.890; always predicting the largest class: 0.615
+    true, predicted  code             play             prose
+    code             37               0                3
+    play             0                79               1
+    prose            0                2                8
 """
 
 import collections
 import csv
-import functools
 import os
 import sys
-import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from beyond import variant
-from beyond.devices.sharding import memory_errors
-from beyond.files import reading, runs, writing
+from beyond.files import reading, writing
 from beyond.formats import checkpoint
-from beyond.learn.adapting import check_divides, check_settings, joined, last_blocks, mean_loss, tell
-from beyond.learn.loop import fit
-from beyond.learn.optimizers import adamw
-from beyond.learn.state import check_state, finish, load_npz
+from beyond.learn import learner
+from beyond.learn.adapting import adapt, check_settings, joined, last_blocks, learning
+from beyond.learn.state import load_npz
 import cli
 import gpt2 as model
 import utils
@@ -55,16 +50,16 @@ def gpt2(inputs, wte, wpe, blocks, ln_f, cls_head, n_head, last=-1):  # [n_seq] 
 
 
 def loss_of(n_head):
-    """loss(trained, row, key, params) for fit; row: ids [n_seq], the last one's place, the class, its weight.
+    """loss(trained, row, key, params) -> float; row: ids [n_seq], the last token's position, the class, its weight.
 
-    trained: what of params is replaced, and cls_head.
+    trained: cls_head, and the parameters that replace those of params.
     """
     in_jax = variant(sys.modules[__name__], model=variant(model, np=jnp))
 
     def loss(trained, row, key, params):
         ids, last, label, weight = row
         logits = in_jax.gpt2(ids, **joined(params, trained), n_head=n_head, last=last)
-        return -weight * jax.nn.log_softmax(logits)[label]
+        return weight * learner.in_jax.cross_entropy(logits, label)
 
     return loss
 
@@ -73,12 +68,13 @@ def loss_of(n_head):
 
 
 def read(path, text_column, label_column=None):
-    """(header, rows, texts, labels) of a CSV file; a row that is shorter than the header gets empty cells.
+    """(header, rows, texts, labels) of a CSV file; a row that is shorter than the header is padded with empty cells.
 
-    Raises ValueError, with the line, for a row that lacks a text or a label or is longer than the header.
+    Raises ValueError, naming the line, for a row that lacks a text or a label or is longer than the header.
     """
     (_, header), *rows = reading.read_table(path) or [(1, [])]
-    for name in filter(None, (text_column, label_column)):
+    columns = {text_column: "text"} if label_column is None else {text_column: "text", label_column: "label"}
+    for name in columns:
         if name not in header:
             raise ValueError(
                 f"{path} has no column {name!r}: its columns are {', '.join(header)}; choose by text_column "
@@ -88,31 +84,47 @@ def read(path, text_column, label_column=None):
         if len(row) > len(header):
             raise ValueError(
                 f"{path}, line {number}: it has {len(row)} cells, and the first line names {len(header)} columns: put "
-                f"a field that holds a comma in quotes"
+                f"a field that contains a comma in quotes"
             )
-        for name in filter(None, (text_column, label_column)):
+        for name, what in columns.items():
             cell = row[header.index(name)] if len(row) > header.index(name) else None
-            if cell is None or name == label_column and not cell.strip():
-                what = "label" if name == label_column else "text"
+            if cell is None or what == "label" and not cell.strip():
                 raise ValueError(f"{path}, line {number}: it has no {what}: add one, or leave the line out")
-    texts, labels = (
-        [row[header.index(name)] if name else "" for _, row in rows] for name in (text_column, label_column)
-    )
-    return (
-        header,
-        [row + [""] * (len(header) - len(row)) for _, row in rows],
-        texts,
-        [label.strip() for label in labels],
-    )
+    texts = [row[header.index(text_column)] for _, row in rows]
+    labels = [row[header.index(label_column)].strip() if label_column else "" for _, row in rows]
+    return header, [row + [""] * (len(header) - len(row)) for _, row in rows], texts, labels
+
+
+def check_classes(labels, path, label_column):
+    """Raises ValueError unless there are two classes or more, each with two rows or more."""
+    count = collections.Counter(labels)
+    if len(count) < 2:
+        raise ValueError(f"{path} has {len(count)} class in column {label_column!r}: two or more are needed")
+    if rare := [name for name in sorted(count) if count[name] < 2]:
+        raise ValueError(f"{path} has only one row of class {rare[0]!r}: two or more are needed, as one is held out")
 
 
 def encode(text, encoder, n_ctx):
-    """The last n_ctx ids of a text, or <|endoftext|> for none."""
+    """The last n_ctx ids of a text; <|endoftext|> for an empty one."""
     return cli.encode_prompt(encoder, text)[-n_ctx:]
 
 
+def arrays(texts, labels, encoder, n_ctx):
+    """What the loss takes, for all rows: padded ids [n, n_seq], positions of the last tokens, classes, weights [n]."""
+    ids = [encode(text, encoder, n_ctx) for text in texts]
+    n_seq = max(map(len, ids))
+    count = collections.Counter(labels)
+    classes = sorted(count)
+    return (
+        np.array([row + [0] * (n_seq - len(row)) for row in ids]),
+        np.array([len(row) - 1 for row in ids]),
+        np.array([classes.index(label) for label in labels]),
+        np.array([len(labels) / len(classes) / count[label] for label in labels], np.float32),
+    )
+
+
 def hold_out(labels, rng):
-    """Numbers of the rows to learn from and of those held out: a fifth of each class, and at least one."""
+    """Numbers of the rows to learn from and of those held out: a fifth of each class, but at least one row."""
     learned, unseen = [], []
     for label in sorted(set(labels)):
         rows = rng.permutation([i for i, other in enumerate(labels) if other == label])
@@ -124,34 +136,31 @@ def hold_out(labels, rng):
 # --- figures ---
 
 
-def confusion(labels, found, classes):
-    """[n_classes, n_classes]: how many rows of class i were taken for class j."""
-    count = collections.Counter(zip(labels, found))
+def confusion(labels, predicted, classes):
+    """[n_classes, n_classes]: how many rows of class i were predicted to be class j."""
+    count = collections.Counter(zip(labels, predicted))
     return np.array([[count[a, b] for b in classes] for a in classes])
 
 
 def scores(matrix):
     """(accuracy, macro-F1, share of the largest class); F1 is the harmonic mean of precision and recall."""
-    right, n_true, n_found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    f1 = 2 * right / np.maximum(n_true + n_found, 1)
-    return right.sum() / matrix.sum(), f1.mean(), n_true.max() / matrix.sum()
+    n_right, n_true, n_predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    f1 = 2 * n_right / np.maximum(n_true + n_predicted, 1)
+    return n_right.sum() / matrix.sum(), f1.mean(), n_true.max() / matrix.sum()
 
 
 def report(matrix, classes):
-    """The figures and the matrix as a text."""
-    width = max(map(len, [*classes, "true, found"])) + 2
-    rows = [["true, found", *classes], *([name, *map(str, row)] for name, row in zip(classes, matrix))]
+    """The scores and the matrix as text."""
+    rows = [["true, predicted", *classes], *([name, *map(str, row)] for name, row in zip(classes, matrix))]
+    width = max(map(len, rows[0])) + 2
     accuracy, f1, majority = scores(matrix)
-    return "\n".join(
-        [
-            f"accuracy {accuracy:.3f}, macro-F1 {f1:.3f}; always the largest class would be {majority:.3f}",
-            *("".join(cell.ljust(width) for cell in row).rstrip() for row in rows),
-        ]
-    )
+    lines = ["".join(cell.ljust(width) for cell in row).rstrip() for row in rows]
+    figures = f"accuracy {accuracy:.3f}, macro-F1 {f1:.3f}; always predicting the largest class: {majority:.3f}"
+    return "\n".join([figures, *lines])
 
 
 def draw(matrix, classes, path):
-    """The matrix as a picture: each row a true class, shaded by share."""
+    """The matrix as a figure: each row is a true class, each cell is shaded by its share of the row."""
     from matplotlib.figure import Figure
 
     side = 2 + 0.6 * len(classes)
@@ -160,17 +169,15 @@ def draw(matrix, classes, path):
     axes.imshow(matrix / matrix.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
     for (i, j), n in np.ndenumerate(matrix):
         axes.text(j, i, n, ha="center", va="center", color="white" if n > 0.6 * matrix[i].sum() else "black")
-    places = range(len(classes))
-    axes.set_xticks(places, classes, rotation=45, ha="right", parse_math=False)  # a class may have a $ in its name
-    axes.set_yticks(places, classes, parse_math=False)
-    axes.set(xlabel="found", ylabel="true")
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", parse_math=False)  # "$" is just a name
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    axes.set(xlabel="predicted", ylabel="true")
     writing.write_whole(path, lambda part: figure.savefig(part, metadata={"Date": None}))
 
 
 # --- the commands ---
 
 
-@memory_errors()
 def train(
     data,
     out,
@@ -186,98 +193,60 @@ def train(
     patience=3,
     seed=0,
 ):
-    """Teaches a model to tell classes apart, and tells how well it does on a fifth of the rows, which it has not seen.
+    """Teaches a model to classify text; prints its scores on a fifth of the rows, which are held out.
 
-    The folder out gets the model, cls_head.npz and confusion.svg. A killed run goes on.
+    The folder out gets the model, cls_head.npz and confusion.svg. After a kill, run the command again to resume.
 
     Args:
-        data: The path of a UTF-8 CSV file whose first line names its columns; - reads the standard input.
+        data: The path of a UTF-8 CSV file whose first line names its columns; - reads standard input.
         out: The folder of the new model.
-        model_size: The model to begin with: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where that is; by default models/ beside gpt2.py.
-        text_column: The column with the text; of a long one the last n_ctx tokens count.
-        label_column: The column with the class. Rare classes count more, so that all weigh the same.
-        k: How many of the last blocks learn, with ln_f and cls_head; 0 for none. By default all.
-        steps: How many updates to make at most.
-        learning_rate: The highest, after the warm-up.
-        batch_size: Rows in an update, a multiple of the number of devices.
-        eval_every: Updates between two evaluations on the rows held out.
-        patience: How many evaluations without a better loss end it.
-        seed: 0 or more: which rows are held out, and in which order the others come.
+        text_column: The column with the text, of which the model reads the last n_ctx tokens.
+        label_column: The column with the class. Rows of rare classes have larger weights: all classes count equally.
+        k: How many of the last blocks to train, with ln_f and cls_head; 0 for none. By default all.
+        steps: The highest number of updates.
+        learning_rate: Its maximum, after the warm-up.
+        batch_size: Rows per update, a multiple of the number of devices.
+        eval_every: Updates between two evaluations on the held-out rows.
+        patience: Stop after this many evaluations without a better loss.
+        seed: 0 or more: decides which rows are held out, and the order of the others.
     """
-    settings = dict(locals())
+    settings = {"text_column": text_column, "label_column": label_column, "learning_rate": learning_rate, "seed": seed}
+    settings.update(steps=steps, batch_size=batch_size, eval_every=eval_every, patience=patience)
     check_settings(settings)
-    check_divides(batch_size)
-    writing.check_new(out)
     _, _, texts, labels = read(data, text_column, label_column)
-    classes, count = sorted(set(labels)), collections.Counter(labels)
-    if len(classes) < 2:
-        raise ValueError(f"{data} has {len(classes)} class in column {label_column!r}: two or more are needed")
-    if rare := [name for name in classes if count[name] < 2]:
-        raise ValueError(f"{data} has only one row of class {rare[0]!r}: two or more are needed, as one is held out")
-    encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    n_layer, n_head = hparams["n_layer"], hparams["n_head"]
-    k = n_layer if k is None else k
-    cli.check("k", k, 0, n_layer, f"n_layer is {n_layer}")
-    settings.update(
-        data=runs.digest(data), model_size=runs.model_digest(model_size, models_dir), k=k, out=None, models_dir=None
-    )
-    check_state(out, settings)
-    params = jax.tree.map(jnp.asarray, params)
-    ids = [encode(text, encoder, hparams["n_ctx"]) for text in texts]
-    n_seq = max(map(len, ids))
-    table = (
-        np.array([row + [0] * (n_seq - len(row)) for row in ids]),
-        np.array([len(row) - 1 for row in ids]),
-        np.array([classes.index(label) for label in labels]),
-        np.array([len(labels) / len(classes) / count[label] for label in labels], np.float32),
-    )
-    learned, unseen = hold_out(labels, np.random.default_rng(seed))
-    loss, measured = loss_of(n_head), tuple(column[unseen] for column in table)
+    check_classes(labels, data, label_column)
+    learned, held_out = hold_out(labels, np.random.default_rng(seed))
+    with learning(settings, data, out, model_size, models_dir) as (encoder, hparams, params, settings):
+        settings["k"] = k = hparams["n_layer"] if k is None else k
+        cli.check("k", k, 0, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
+        classes = sorted(set(labels))
+        head = 0.02 * np.random.default_rng(seed).standard_normal((hparams["n_embd"], len(classes)), np.float32)
+        trained = {**last_blocks(params, k), "cls_head": head}
+        table = arrays(texts, labels, encoder, hparams["n_ctx"])
+        parts = [tuple(array[rows] for array in table) for rows in (learned, held_out)]
 
-    def rows(rng):
-        chosen = rng.choice(learned, batch_size)
-        return tuple(column[chosen] for column in table)
+        def save(trained, history):
+            whole = joined(params, trained)
+            checkpoint.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
+            head = {"cls_head": trained["cls_head"], "classes": classes}
+            writing.write_whole(f"{out}/cls_head.npz", lambda part: np.savez(part, **head))
 
-    def held_out(trained):
-        return mean_loss(loss, trained, measured, params)
+        adapt(params, trained, loss_of(hparams["n_head"]), *parts, save, learning_rate, out, settings)
+        return f"{len(learned)} rows to learn from, {len(held_out)} held out\n{evaluate(out, texts, labels, held_out)}"
 
-    def save(trained, history):
-        whole = joined(params, trained)
-        os.makedirs(out, exist_ok=True)
-        checkpoint.save_folder({name: whole[name] for name in params}, hparams, out, model_size, models_dir)
-        writing.write_whole(
-            os.path.join(out, "cls_head.npz"),
-            lambda part: np.savez(part, cls_head=trained["cls_head"], classes=classes),
-        )
 
-    head = 0.02 * np.random.default_rng(seed).standard_normal((hparams["n_embd"], len(classes)), np.float32)
-    trained = {**last_blocks(params, k), "cls_head": head}
-    n, n_all = (sum(array.size for array in jax.tree.leaves(tree)) for tree in (trained, params))
-    start = time.perf_counter()
-    held_out(trained)
-    tell(time.perf_counter() - start, len(unseen), n_all, n, settings)
-    fit(
-        trained,
-        loss,
-        rows,
-        held_out,
-        save,
-        functools.partial(adamw, learning_rate=learning_rate),
-        out,
-        settings,
-        [params],
-    )
-    _, n_head, params, classes = load(os.path.basename(os.path.abspath(out)), os.path.dirname(os.path.abspath(out)))
-    found = [classes[gpt2(ids[i], **params, n_head=n_head).argmax()] for i in unseen]
-    matrix = confusion([labels[i] for i in unseen], found, classes)
+def evaluate(out, texts, labels, rows):
+    """Classifies these rows with the model in out: draws the confusion matrix there, and returns it as text."""
+    parent, name = os.path.split(os.path.abspath(out))
+    *classifier, classes = load(name, parent)
+    predicted = [classes[probabilities(texts[i], *classifier).argmax()] for i in rows]
+    matrix = confusion([labels[i] for i in rows], predicted, classes)
     draw(matrix, classes, os.path.join(out, "confusion.svg"))
-    finish(out)
-    return f"{len(learned)} rows learned from, {len(unseen)} held out\n{report(matrix, classes)}"
+    return report(matrix, classes)
 
 
 def load(model_size, models_dir):
-    """(encoder, n_head, params with cls_head, classes) of a folder that train made."""
+    """(encoder, n_head, params with cls_head, classes) of a classifier that train made."""
     path = os.path.join(utils.folder_of(model_size, models_dir), "cls_head.npz")
     if not os.path.exists(path):
         raise ValueError(f"{os.path.dirname(path)} has no cls_head.npz: make a classifier with beyond.classify train")
@@ -292,34 +261,32 @@ def load(model_size, models_dir):
     return encoder, hparams["n_head"], {**params, "cls_head": head["cls_head"]}, head["classes"].tolist()
 
 
+def probabilities(text, encoder, n_head, params):  # -> [n_classes]
+    ids = encode(text, encoder, len(params["wpe"]))
+    return cli.check_numbers(model.softmax(gpt2(ids, **params, n_head=n_head)))
+
+
 def predict(text, model_size, models_dir="models", text_column="text"):
-    """Prints the classes of a text and their probabilities; of a CSV file, its rows with a column "predicted" more.
+    """Prints the probability of each class for a text; for a CSV file, its rows with a further column "predicted".
 
     Args:
-        text: A text, - for the standard input, or the path of a file that ends in .csv.
+        text: A text, - for standard input, or the path of a file that ends in .csv.
         model_size: A model that train made.
-        models_dir: Where it is; by default models/ beside gpt2.py.
         text_column: The column with the text.
     """
     from tqdm import tqdm
 
     if os.path.isfile(text) and not text.endswith(".csv"):
         raise ValueError(f"{text} is a file: write - < {text} for its text, or give a file that ends in .csv")
-    encoder, n_head, params, classes = load(model_size, models_dir)
-
-    def probabilities(text):
-        return cli.check_numbers(
-            model.softmax(gpt2(encode(text, encoder, len(params["wpe"])), **params, n_head=n_head))
-        )
-
+    *classifier, classes = load(model_size, models_dir)
     if not text.endswith(".csv"):
-        found = probabilities(cli.read_prompt(text))
-        return "\n".join(f"{classes[i]}\t{found[i]:.4f}" for i in np.argsort(-found, kind="stable"))
+        probs = probabilities(cli.read_prompt(text), *classifier)
+        return "\n".join(f"{classes[i]}\t{probs[i]:.4f}" for i in np.argsort(-probs, kind="stable"))
     header, rows, texts, _ = read(text, text_column)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*header, "predicted"])
     for row, one in zip(rows, tqdm(texts, "predicting", leave=False, disable=None)):
-        writer.writerow([*row, classes[probabilities(one).argmax()]])
+        writer.writerow([*row, classes[probabilities(one, *classifier).argmax()]])
     return None
 
 

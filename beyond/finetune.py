@@ -1,9 +1,9 @@
-"""Fine-tuning: a model that knows a language learns your text or your task. One command, five ways.
+"""Fine-tuning: a language model learns your text or your task, by one of five methods.
 
     cat *.py beyond/*.py > code.txt
     python -m beyond.finetune code.txt --model_size shakespeare --out models/coder --method lora --steps 100
 
-teaches Shakespeare Python. Of 2,915,328 parameters, and from a held-out loss of 9.54 nats a token, the ways printed
+teaches Shakespeare Python. From a held-out loss of 9.54 nats per token, the methods came to
 
     full      2,915,328 parameters trained (100.00%), held-out loss 3.06 after 100 steps
     last_k      890,112 parameters trained  (30.53%), held-out loss 3.46
@@ -11,12 +11,12 @@ teaches Shakespeare Python. Of 2,915,328 parameters, and from a held-out loss of
     lora         36,864 parameters trained   (1.26%), held-out loss 4.69, lora.npz of 147,946 bytes
     head            384 parameters trained   (0.01%), held-out loss 6.37
 
-What learns is full, all parameters; last_k, the last k blocks and ln_f; head, ln_f alone, as wte is the projection,
-too; adapter, a small network after attention and one after the mlp of each block (https://arxiv.org/abs/1902.00751);
-lora, two thin matrices a, b for each c_attn, which works with w + a @ b (https://arxiv.org/abs/2106.09685). All else
-stays as it is. --out becomes a model for gpt2.py; what the last two learned is in one small file too, so that a
-hundred tasks are a hundred small files beside one model: here 15 MB, where a hundred models would be 1.2 GB. An adapter
-is not a part of GPT-2's block, so there is nothing but the small file, and transformer_block, redefined here, runs it:
+They train different parameters and freeze the rest. full: all; last_k: the last k blocks and ln_f; head: only ln_f, as
+wte is also the embedding; adapter: new small networks, one after attention and one after the mlp of each block
+(https://arxiv.org/abs/1902.00751); lora: two new thin matrices a, b per block, with w + a @ b in place of c_attn's w
+(https://arxiv.org/abs/2106.09685). --out becomes a model for gpt2.py. What adapter and lora train also goes to one
+small file: a hundred tasks are then 15 MB beside one model instead of a hundred models of 1.2 GB together. An adapter
+is not part of GPT-2's block, so it is saved only as that file, and transformer_block, redefined here, runs it:
 
     import gpt2, utils
     from beyond import finetune, variant
@@ -25,36 +25,29 @@ is not a part of GPT-2's block, so there is nothing but the small file, and tran
     params = finetune.combine(params, finetune.load("models/coder/adapter.npz"), "adapter")
     print(encoder.decode(model.generate(encoder.encode("def "), params, hparams["n_head"], 40)))
 
-A file that ends in .jsonl holds tasks, one in each line, {"instruction": ..., "input": ..., "output": ...}; input may
-be missing. The model sees them as prompt.txt in --out shows; the loss counts only the output's tokens and the
-<|endoftext|> after them. Before it begins, it says about how long it will take and how much memory.
+A .jsonl file holds tasks, one {"instruction": ..., "input": ..., "output": ...} per line; input is optional. The model
+reads them in the format of prompt.txt in --out. The loss counts only the tokens of the output and the <|endoftext|>
+that follows them. After two steps the command prints how long it will take and how much memory.
 """
 
-import functools
 import os
 import sys
-import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beyond import variant
-from beyond.devices.sharding import memory_errors
-from beyond.files import reading, runs, writing
+from beyond.files import reading, writing
 from beyond.formats import checkpoint
 from beyond.learn import learner
-from beyond.learn.adapting import check_divides, check_settings, joined, last_blocks, mean_loss, tell
-from beyond.learn.loop import fit
-from beyond.learn.optimizers import adamw
-from beyond.learn.rows import check_length
-from beyond.learn.state import check_state, finish, load_npz
+from beyond.learn.adapting import adapt, check_settings, joined, last_blocks, learning, mean_loss, n_numbers
+from beyond.learn.sequences import check_length
+from beyond.learn.state import load_npz
 import cli
 import gpt2
 import utils
 
 RATES = {"full": 3e-4, "last_k": 1e-3, "head": 1e-2, "adapter": 3e-3, "lora": 3e-3}  # learning rates
-TASK = {"instruction": "a text", "input": None, "output": "a text"}  # what a line of tasks has; input may be missing
+TASK = {"instruction": "a text", "input": None, "output": "a text"}  # the fields of a task; input is optional
 PROMPT = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 
 
@@ -67,8 +60,9 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, adapter, n_head, kv=None, past=0
 
 
 def begin(params, method, k, rank, seed):
-    """What the method trains, as it is before the first step: part of params, or new arrays that change nothing yet."""
-    rng, n_layer, n_embd = np.random.default_rng(seed), len(params["blocks"]), params["wte"].shape[1]
+    """The parameters that the method trains, before the first step: part of params, or new ones without effect yet."""
+    n_layer, n_embd = len(params["blocks"]), params["wte"].shape[1]
+    rng = np.random.default_rng(seed)
 
     def normal(*shape):
         return 0.02 * rng.standard_normal(shape, np.float32)
@@ -91,42 +85,36 @@ def begin(params, method, k, rank, seed):
 
 
 def combine(params, trained, method):
-    """The params of a model from those of the base and what a method trained."""
+    """The base model's params with the parameters that a method trained."""
     blocks = params["blocks"]
     if method == "adapter":
-        return {
-            **params,
-            "blocks": [
-                {**block, "adapter": {name: array[i] for name, array in trained.items()}}
-                for i, block in enumerate(blocks)
-            ],
-        }
+        adapters = [{name: array[i] for name, array in trained.items()} for i in range(len(blocks))]
+        return {**params, "blocks": [{**block, "adapter": adapter} for block, adapter in zip(blocks, adapters)]}
     if method == "lora":
-        w = [block["attn"]["c_attn"]["w"] + a @ b for block, a, b in zip(blocks, trained["a"], trained["b"])]
-        return {
-            **params,
-            "blocks": [
-                {**block, "attn": {**block["attn"], "c_attn": {**block["attn"]["c_attn"], "w": w[i]}}}
-                for i, block in enumerate(blocks)
-            ],
-        }
+        return {**params, "blocks": [with_lora(*each) for each in zip(blocks, trained["a"], trained["b"])]}
     return joined(params, trained)
 
 
+def with_lora(block, a, b):
+    attn, c_attn = block["attn"], block["attn"]["c_attn"]
+    return {**block, "attn": {**attn, "c_attn": {**c_attn, "w": c_attn["w"] + a @ b}}}
+
+
 def load(path):
-    """What adapter or lora trained, from its small file."""
+    """The parameters that adapter or lora trained, from their small file."""
     return load_npz(path)
 
 
 def loss_of(method, n_head):
-    """loss(trained, row, key, params) for fit; row: ids [n_seq + 1], and [n_seq], 1 where the loss counts."""
+    """loss(trained, row, key, params) -> float; row: ids [n_seq + 1], and [n_seq], 1 where the loss counts, else 0."""
     model = learner.model
-    if method == "adapter":  # the block, too, with JAX's NumPy in its layers
+    if method == "adapter":  # with layers that also use JAX's NumPy
         model = variant(model, transformer_block=variant(sys.modules[__name__], gpt2=model).transformer_block)
 
     def loss(trained, row, key, params):
-        losses = learner.token_losses(combine(params, trained, method), row[0], n_head, model)
-        return (losses * row[1]).sum() / row[1].sum()
+        ids, counts = row
+        losses = learner.token_losses(combine(params, trained, method), ids, n_head, model)
+        return (losses * counts).sum() / counts.sum()
 
     return loss
 
@@ -135,58 +123,61 @@ def loss_of(method, n_head):
 
 
 def read(path, encoder, n_ctx):
-    """Two pairs (ids [n, n_seq + 1], counts [n, n_seq]), to learn from and to hold out: the last tenth of the file."""
+    """Two pairs (ids [n, n_seq + 1], counts [n, n_seq]): to learn from, and held out, the file's last tenth."""
     if str(path).endswith(".jsonl"):
         return read_tasks(path, encoder, n_ctx)
     if str(path).endswith(".json"):
-        raise ValueError(f"{path} is neither a text nor tasks: write each task on a line of its own, in a .jsonl file")
-    content = reading.read_text(path)
-    parts = [encoder.encode(part) for part in (content[: len(content) * 9 // 10], content[len(content) * 9 // 10 :])]
-    if len(parts[1]) < 9:
+        raise ValueError(f"{path} is neither text nor tasks: write one task per line into a .jsonl file")
+    text = reading.read_text(path)
+    cut = len(text) * 9 // 10
+    learned, held_out = encoder.encode(text[:cut]), encoder.encode(text[cut:])
+    if len(held_out) < 9:
         raise ValueError(
-            f"the last tenth of {path} has {len(parts[1])} tokens, and 9 or more are needed to measure with: "
+            f"the last tenth of {path}, which is held out, has {len(held_out)} tokens, and 9 or more are needed: "
             f"give a longer text"
         )
-    n_seq = min(n_ctx, len(parts[1]) - 1)
-    check_length(parts[0], n_seq, f"{path} without its last tenth")
-    rows = [np.lib.stride_tricks.sliding_window_view(np.array(part), n_seq + 1) for part in parts]
-    return [(found, np.broadcast_to(np.float32(1), (len(found), n_seq))) for found in (rows[0], rows[1][::n_seq])]
+    n_seq = min(n_ctx, len(held_out) - 1)
+    check_length(learned, n_seq, f"{path} without its last tenth")
+    learned, held_out = (
+        np.lib.stride_tricks.sliding_window_view(np.array(ids), n_seq + 1) for ids in (learned, held_out)
+    )
+    return [(ids, np.broadcast_to(np.float32(1), (len(ids), n_seq))) for ids in (learned, held_out[::n_seq])]
 
 
 def read_tasks(path, encoder, n_ctx):
-    """As read, for a file of tasks; a row is a prompt, its answer and <|endoftext|> up to the longest one's length."""
+    """As read, for tasks: a prompt, its answer and <|endoftext|>, which also pads them to the length of the longest."""
     if (end := encoder.encoder.get("<|endoftext|>")) is None:
         raise ValueError(
             f"{path} holds tasks, whose answers end in <|endoftext|>, which this model's vocabulary lacks: "
             f"give a text, or another model_size"
         )
     tasks = []
-    for place, task in reading.read_records(path, TASK):
-        prompt, output = encoder.encode(prompt_of(task["instruction"], task.get("input", ""))), task["output"].strip()
-        tasks.append((prompt, [*encoder.encode(" " + output), end]))
-        if (n := sum(map(len, tasks[-1]))) > n_ctx:
+    for where, task in reading.read_records(path, TASK):
+        prompt = encoder.encode(prompt_of(task["instruction"], task.get("input", "")))
+        answer = [*encoder.encode(" " + task["output"].strip()), end]
+        if (n := len(prompt) + len(answer)) > n_ctx:
             raise ValueError(
-                f"{place}: it has {n} tokens with its answer, and the model's context is {n_ctx}: shorten "
+                f"{where}: the task and its answer have {n} tokens, and the model's context is {n_ctx}: shorten "
                 f"it or leave it out"
             )
+        tasks.append((prompt, answer))
     if len(tasks) < 10:
-        raise ValueError(f"{path} holds {len(tasks)} tasks, and a tenth of them is held out: give 10 or more")
-    n_seq = max(len(prompt) + len(output) for prompt, output in tasks)
-    ids = np.array([[*p, *o, *[end] * (n_seq + 1 - len(p) - len(o))] for p, o in tasks])
-    counts = np.array([[len(p) - 1 <= i < len(p) + len(o) - 1 for i in range(n_seq)] for p, o in tasks], np.float32)
+        raise ValueError(f"{path} holds {len(tasks)} tasks, of which a tenth is held out: give 10 or more")
+    n_seq = max(len(prompt) + len(answer) for prompt, answer in tasks)
+    ids = np.array([[*p, *a, *[end] * (n_seq + 1 - len(p) - len(a))] for p, a in tasks])
+    counts = np.array([[len(p) - 1 <= i < len(p) + len(a) - 1 for i in range(n_seq)] for p, a in tasks], np.float32)
     n = len(tasks) - len(tasks) // 10
     return [(ids[:n], counts[:n]), (ids[n:], counts[n:])]
 
 
 def prompt_of(instruction, input=""):
-    """The prompt that a model which was trained on tasks expects."""
+    """The prompt that a model trained on tasks expects."""
     return (PROMPT if input else PROMPT.replace("\nInput: {input}", "")).format(instruction=instruction, input=input)
 
 
 # --- the command ---
 
 
-@memory_errors()
 def main(
     data,
     out,
@@ -202,67 +193,53 @@ def main(
     patience=3,
     seed=0,
 ):
-    """Teaches a model a text or tasks, and tells the held-out loss before and after. A killed run goes on.
+    """Teaches a model a text or tasks; prints the held-out loss before and after. After a kill, run it again to resume.
 
     Args:
-        data: The path of a UTF-8 text (- is the standard input), or of a .jsonl file with a task in each line.
+        data: The path of a UTF-8 text (- reads standard input), or of a .jsonl file with one task per line.
         out: The folder of the new model.
-        model_size: The model to begin with: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        models_dir: Where that is; by default models/ beside gpt2.py.
         method: full, last_k, head, adapter or lora.
-        k: For last_k: how many blocks learn.
-        rank: For adapter and lora: how many numbers a token has in between.
-        steps: How many updates to make at most.
-        learning_rate: The highest, after the warm-up; by default one that suits the method.
-        batch_size: Rows in an update, a multiple of the number of devices.
+        k: For last_k: the number of blocks to train.
+        rank: For adapter and lora: the number of values per token in between.
+        steps: The highest number of updates.
+        learning_rate: Its maximum, after the warm-up. The default depends on the method.
+        batch_size: Sequences per update, a multiple of the number of devices.
         eval_every: Updates between two evaluations on the last tenth of data.
-        patience: How many evaluations without a better loss end it.
+        patience: Stop after this many evaluations without a better loss.
         seed: 0 or more: the same seed gives the same weights on the same machine.
     """
-    settings = dict(locals())
+    settings = {"method": method, "k": k, "rank": rank, "learning_rate": learning_rate, "seed": seed}
+    settings.update(steps=steps, batch_size=batch_size, eval_every=eval_every, patience=patience)
     check_settings(settings, ("learning_rate",), rank=(1, 10**5), k=(1, 10**4))
-    check_divides(batch_size)
     if method not in RATES:
         raise ValueError(f"method={method!r} must be one of {', '.join(RATES)}")
-    writing.check_new(out)
-    encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
-    if method == "last_k":
-        cli.check("k", k, 1, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
-    learned, unseen = read(data, encoder, hparams["n_ctx"])
-    settings.update(
-        data=runs.digest(data), model_size=runs.model_digest(model_size, models_dir), out=None, models_dir=None
-    )
-    check_state(out, settings)
-    params, loss = jax.tree.map(jnp.asarray, params), loss_of(method, hparams["n_head"])
+    with learning(settings, data, out, model_size, models_dir) as (encoder, hparams, params, settings):
+        if method == "last_k":
+            cli.check("k", k, 1, hparams["n_layer"], f"n_layer is {hparams['n_layer']}")
+        learned, held_out = read(data, encoder, hparams["n_ctx"])
+        loss = loss_of(method, hparams["n_head"])
+        trained = begin(params, method, k, rank, seed)
 
-    def rows(rng):
-        chosen = rng.integers(len(learned[0]), size=batch_size)
-        return tuple(array[chosen] for array in learned)
+        def save(trained, history):
+            if method in ("adapter", "lora"):
+                writing.write_whole(f"{out}/{method}.npz", lambda part: np.savez(part, **trained))
+            if method != "adapter":
+                checkpoint.save_folder(combine(params, trained, method), hparams, out, model_size, models_dir)
 
-    def held_out(trained):
-        return mean_loss(loss, trained, unseen, params)
+        rate = learning_rate or RATES[method]
+        history = adapt(params, trained, loss, learned, held_out, save, rate, out, settings)
+        if str(data).endswith(".jsonl"):
+            with_input = any(task.get("input") for _, task in reading.read_records(data, TASK))
+            writing.write_text(f"{out}/prompt.txt", prompt_of("{instruction}", "{input}" if with_input else "") + "\n")
+        before = mean_loss(loss, trained, held_out, params)
+        return report(out, method, n_numbers(trained), n_numbers(params), before, history)
 
-    def save(trained, history):
-        os.makedirs(out, exist_ok=True)
-        if method in ("adapter", "lora"):
-            writing.write_whole(f"{out}/{method}.npz", lambda part: np.savez(part, **trained))
-        if method != "adapter":
-            checkpoint.save_folder(combine(params, trained, method), hparams, out, model_size, models_dir)
 
-    trained = begin(params, method, k, rank, seed)
-    n, n_all = (sum(array.size for array in jax.tree.leaves(tree)) for tree in (trained, params))
-    start = time.perf_counter()
-    before = held_out(trained)
-    tell(time.perf_counter() - start, len(unseen[0]), n_all, n, settings)
-    optimizer = functools.partial(adamw, learning_rate=learning_rate or RATES[method])
-    history = fit(trained, loss, rows, held_out, save, optimizer, out, settings, [params])
-    if str(data).endswith(".jsonl"):
-        with_input = any(task.get("input") for _, task in reading.read_records(data, TASK))
-        writing.write_text(f"{out}/prompt.txt", prompt_of("{instruction}", "{input}" if with_input else "") + "\n")
+def report(out, method, n, n_all, before, history):
+    """What main prints: the share of trained parameters, the held-out losses, the files that hold what was learned."""
     after = min(found for *_, found in history)
     names = [name for name in (f"{method}.npz", utils.DATA) if os.path.exists(os.path.join(out, name))]
     sizes = ", ".join(f"{name} {os.path.getsize(os.path.join(out, name)):,} bytes" for name in names)
-    finish(out)
     return (
         f"{out}: {n:,} of {n_all:,} parameters trained ({100 * n / n_all:.2f}%); held-out loss {before:.4f} "
         f"before, {after:.4f} after {int(history[-1][0])} steps; {sizes}"

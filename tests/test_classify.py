@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from beyond import classify, finetune
+from beyond.learn import adapting
 import gpt2
 import gpt2_pico
 import utils
@@ -91,13 +92,13 @@ def test_all_classes_weigh_the_same(short_models_dir, tmp_path, monkeypatch):
     """Nine rows of one class and three of the other."""
     table, kept = tmp_path / "rows.csv", {}
 
-    def fit(trained, loss, rows, *rest):
+    def fit(trained, loss, rows, *rest, **more):
         for seed in range(20):
             for label, weight in zip(*rows(np.random.default_rng(seed))[2:]):
                 kept[int(label)] = float(weight)
         raise ValueError("far enough")
 
-    monkeypatch.setattr(classify, "fit", fit)
+    monkeypatch.setattr(adapting, "fit", fit)
     table.write_text("text,label\n" + "".join(f"{'x' * i},{'aaab'[i % 4]}\n" for i in range(1, 13)))
     with pytest.raises(ValueError, match="far enough"):
         classify.train(str(table), str(tmp_path / "new"), "short", str(short_models_dir), k=0)
@@ -143,19 +144,19 @@ def test_it_learns_to_tell_kinds_apart(kinds, lines):
         labels = [row["label"] for row in csv.DictReader(file)]
     n = {name: labels.count(name) for name in sorted(set(labels))}
     held = {name: n[name] // 5 for name in n}
-    assert said[0] == f"{len(labels) - sum(held.values())} rows learned from, {sum(held.values())} held out"
+    assert said[0] == f"{len(labels) - sum(held.values())} rows to learn from, {sum(held.values())} held out"
     accuracy, f1, majority = map(
         float,
         re.fullmatch(
-            r"accuracy ([\d.]+), macro-F1 ([\d.]+); always the largest class would be ([\d.]+)", said[1]
+            r"accuracy ([\d.]+), macro-F1 ([\d.]+); always predicting the largest class: ([\d.]+)", said[1]
         ).groups(),
     )
     assert majority == round(held["play"] / sum(held.values()), 3) and accuracy > majority + 0.15 and f1 > 0.5
     matrix = np.array([[int(cell) for cell in line.split()[1:]] for line in said[3:]])
-    assert said[2].split() == ["true,", "found", *n] and matrix.sum(axis=1).tolist() == list(held.values())
+    assert said[2].split() == ["true,", "predicted", *n] and matrix.sum(axis=1).tolist() == list(held.values())
     assert [round(score, 3) for score in classify.scores(matrix)] == [accuracy, f1, majority]
     picture = (out / "confusion.svg").read_text()
-    assert all(f"<!-- {label} -->" in picture for label in [*n, "true", "found", *map(str, matrix.ravel())])
+    assert all(f"<!-- {label} -->" in picture for label in [*n, "true", "predicted", *map(str, matrix.ravel())])
 
 
 def test_what_was_frozen_did_not_move(kinds):

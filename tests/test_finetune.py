@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 from conftest import ROOT, assert_error, command, flat, nested
 import golden
@@ -15,6 +16,7 @@ import pytest
 from test_train import pico_losses
 
 from beyond import finetune
+from beyond.learn import adapting
 from encoder import get_encoder
 import gpt2
 import utils
@@ -203,6 +205,44 @@ def test_what_the_docstring_shows(code, models, tmp_path, capsys):
         logits = names["model"].gpt2(ids[i : i + 64], **names["params"], n_head=6)
         found.append(-np.log(gpt2.softmax(logits)[np.arange(64), ids[i + 1 : i + 65]]))
     assert np.mean(found) == pytest.approx(after, abs=1e-4)
+
+
+def test_the_estimate_is_what_the_run_takes(code, models, tmp_path, monkeypatch):
+    """In seconds of this process's own processor time, which other processes do not change."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    told, fit, readable = [], adapting.fit, adapting.readable
+
+    def tell(value, units):
+        if units is adapting.SECONDS:
+            told.extend([value, time.process_time()])
+        return readable(value, units)
+
+    def fit_until(*args, **more):
+        history = fit(*args, **more)
+        told.append(time.process_time())
+        return history
+
+    monkeypatch.setattr(adapting, "readable", tell)
+    monkeypatch.setattr(adapting, "fit", fit_until)
+    finetune.main(str(code), str(tmp_path / "coder"), "short", models, "full", steps=40, batch_size=4, eval_every=20)
+    estimated, began, ended = told
+    assert (ended - began) / 3 < estimated < 3 * (ended - began)
+
+
+@pytest.mark.parametrize(
+    "step, evaluation, n_trained, said",
+    [
+        (0.0001, 0.01, 10, ["1.0 seconds", "4.0 MB"]),
+        (0.25, 1.0, 10, ["29 seconds", "4.0 MB"]),
+        (0.25, 10, 10, ["1.1 minutes", "4.0 MB"]),
+        (1, 2100, 10**6, ["2.4 hours", "24 MB"]),
+        (3600, 0, 10**8, ["4.2 days", "2.0 GB"]),
+    ],
+)
+def test_the_estimate_by_hand(step, evaluation, n_trained, said):
+    """100 steps, four evaluations; of a million weights four bytes each, and of trained ones twenty more."""
+    found = adapting.estimate(step, evaluation, 100, 30, 10**6, n_trained)
+    assert found == f"at most 100 steps: about {said[0]} on this machine, and {said[1]} of memory besides activations"
 
 
 TASKS = [

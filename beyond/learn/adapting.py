@@ -1,13 +1,30 @@
-"""What the chapters that adapt a model share."""
+"""What finetune and classify have in common: the steps of a command that adapts a model to new data.
 
+    check_settings(settings)
+    with learning(settings, data, out, model_size, models_dir) as (encoder, hparams, params, settings):
+        history = adapt(params, trained, loss, learned, held_out, save, learning_rate, out, settings)
+
+What is trained, its loss, its data and how it is saved are in the chapters.
+"""
+
+import contextlib
 import functools
 import math
 import sys
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
+from beyond.devices.sharding import memory_errors
+from beyond.files import runs
+from beyond.learn.loop import fit
+from beyond.learn.optimizers import adamw
+from beyond.learn.state import check_new, check_state, finish
 import cli
+import utils
 
 RANGES = {
     "steps": (1, 10**9),
@@ -17,12 +34,16 @@ RANGES = {
     "seed": (0, 2**63 - 1),
     "learning_rate": (1e-9, 1.0),
 }
+SECONDS = (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")
+BYTES = (1e9, "GB"), (1e6, "MB")
+
+# --- checks ---
 
 
 def check_settings(settings, optional=(), **ranges):
-    """Raises ValueError for an argument that is out of range, naming the range.
+    """Raises ValueError for a setting that is out of range, naming the range.
 
-    ranges: {name: (low, high)} of what is not in RANGES; optional: the names that may be None.
+    ranges: {name: (low, high)} of settings that RANGES does not have; optional: names whose value may be None.
     """
     for name, limits in {**RANGES, **ranges}.items():
         if name in settings and not (name in optional and settings[name] is None):
@@ -30,48 +51,112 @@ def check_settings(settings, optional=(), **ranges):
 
 
 def check_divides(batch_size, n_devices=None, micro_batch_size=None):
-    """Raises ValueError unless each device, by default all that there are, gets as many whole micro-batches."""
+    """Raises ValueError unless each device (by default all of them) gets the same number of whole micro-batches."""
     n = (n_devices or jax.device_count()) * (micro_batch_size or 1)
     if batch_size % n:
         more = f", with micro_batch_size={micro_batch_size}" if micro_batch_size else ""
         raise ValueError(f"batch_size={batch_size} must be a multiple of {n}, the number of devices{more}")
 
 
+# --- from a base model to a new one ---
+
+
+@contextlib.contextmanager
+def learning(settings, data, out, model_size, models_dir):
+    """Loads the base model: yields (encoder, hparams, params, settings). Marks out as finished when the block ends.
+
+    To the settings, which identify the run, it adds digests of the data and of the base model.
+    Raises ValueError if out is taken, and MemoryError if a device runs out of memory.
+    """
+    with memory_errors():
+        check_divides(settings["batch_size"])
+        check_new(out)
+        encoder, hparams, params = utils.load_encoder_hparams_and_params(model_size, models_dir)
+        digests = {"data": runs.digest(data), "model_size": runs.model_digest(model_size, models_dir)}
+        yield encoder, hparams, jax.tree.map(jnp.asarray, params), {**settings, **digests}
+        finish(out)
+
+
+def adapt(params, trained, loss, learned, held_out, save, learning_rate, out, settings):
+    """Estimates the time, then trains `trained` on loss(trained, row, key, params) by AdamW. Returns fit's history.
+
+    learned, held_out: tuples of arrays [n_rows, ...]. save(trained, history) is called for the best weights so far.
+    """
+    check_state(out, settings)
+
+    def rows(rng):
+        chosen = rng.integers(len(learned[0]), size=settings["batch_size"])
+        return tuple(array[chosen] for array in learned)
+
+    def evaluate(trained):
+        return mean_loss(loss, trained, held_out, params)
+
+    def tell(step, n_steps):
+        first = tuple(array[0] for array in held_out)
+        evaluation = len(held_out[0]) * seconds(lambda: float(_row_loss(loss, trained, first, params)))
+        n_all, n_trained = n_numbers(params), n_numbers(trained)
+        tqdm.write(estimate(step, evaluation, n_steps, settings["eval_every"], n_all, n_trained), file=sys.stderr)
+
+    optimizer = functools.partial(adamw, learning_rate=learning_rate)
+    return fit(trained, loss, rows, evaluate, save, optimizer, out, settings, [params], tell=tell)
+
+
 def last_blocks(params, k):
-    """What learns where all but the last k blocks stay as they are."""
+    """The parameters that are trained if all but the last k blocks are frozen."""
     return {"blocks": params["blocks"][len(params["blocks"]) - k :], "ln_f": params["ln_f"]}
 
 
 def joined(params, trained):
-    """params with what was trained of them, last_blocks say, in its place."""
+    """params with trained in place of its own; the blocks in trained replace the last ones."""
     blocks, learned = params["blocks"], trained.get("blocks", [])
     return {**params, **trained, "blocks": [*blocks[: len(blocks) - len(learned)], *learned]}
 
 
-def tell(seconds, n_rows, n_all, n_trained, settings):
-    """Says, before it begins, about how long a run will take and how much memory.
-
-    seconds: what evaluating n_rows took. A step takes about 3 times as long for a row: forward, and twice that back.
-    Memory: all weights, and of those that learn five times as much: gradients, two moments, the best, a copy to save.
-    """
-    steps = settings["steps"]
-    total = seconds / n_rows * 3 * settings["batch_size"] * steps + seconds * math.ceil(steps / settings["eval_every"])
-    print(
-        f"at most {steps} steps: about {total / 60:.1f} minutes here, and {4e-9 * (n_all + 5 * n_trained):.1f} GB of "
-        f"memory besides a row's activations",
-        file=sys.stderr,
-    )
+def n_numbers(tree):
+    return sum(array.size for array in jax.tree.leaves(tree))
 
 
-def mean_loss(loss, params, rows, *fixed):
-    """The mean of loss(params, row, None, *fixed) over rows, one after the other."""
-    from tqdm import tqdm
+# --- the loss on held-out rows ---
 
-    n, fixed = len(jax.tree.leaves(rows)[0]), tuple(fixed)
-    bar = tqdm(range(n), "evaluating", leave=False, disable=None)
-    return float(np.mean([float(_row_loss(loss, params, jax.tree.map(lambda x: x[i], rows), fixed)) for i in bar]))
+
+def mean_loss(loss, trained, rows, params):
+    """The mean of loss(trained, row, None, params) over rows, one after the other."""
+    bar = tqdm(zip(*rows), "evaluating", len(rows[0]), leave=False, disable=None)
+    return float(np.mean([float(_row_loss(loss, trained, row, params)) for row in bar]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_loss(loss, params, row, fixed):
-    return loss(params, row, None, *fixed)
+def _row_loss(loss, trained, row, params):
+    return loss(trained, row, None, params)
+
+
+# --- the estimate ---
+
+
+def estimate(step, evaluation, n_steps, eval_every, n_all, n_trained):
+    """A line with the time and memory that a run takes, from the seconds per step and per evaluation.
+
+    Memory: all weights, and five more numbers per trained one: gradient, two moments, best value, copy to save.
+    """
+    total = n_steps * step + math.ceil(n_steps / eval_every) * evaluation
+    memory = 4 * (n_all + 5 * n_trained)
+    return (
+        f"at most {n_steps} steps: about {readable(total, SECONDS)} on this machine, and {readable(memory, BYTES)} of "
+        f"memory besides activations"
+    )
+
+
+def readable(value, units):
+    """The value in the largest unit that it reaches: 5400 seconds are 1.5 hours. At least 1 of the smallest."""
+    value = max(value, units[-1][0])
+    size, name = next(unit for unit in units if value >= unit[0])
+    return f"{value / size:.{0 if value >= 10 * size else 1}f} {name}"
+
+
+def seconds(call, n=3):
+    """How long a call takes, as the mean of n. One more call before them compiles and does not count."""
+    call()
+    start = time.perf_counter()
+    for _ in range(n):
+        call()
+    return (time.perf_counter() - start) / n
