@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 
-from conftest import ROOT, assert_error, command, nested
+from conftest import ROOT, assert_error, command, in_process, nested
 import golden
 import matplotlib.image
 import numpy as np
@@ -198,7 +198,7 @@ def test_a_page_of_200_tokens_in_the_shape_of_124m_is_small(tmp_path):
 
 def test_errors(tmp_path):
     def run(*args):
-        return command("-m", "beyond.attention", *args, "--model_size=shakespeare", program=None, cwd=ROOT)
+        return in_process(attention.main, *args, "--model_size=shakespeare")
 
     assert_error(run("word " * 300, f"--out={tmp_path}/x"), "256", "shorten the prompt")
     assert_error(run("word", f"--out={tmp_path}/none/x"), "none/x", "No such file")

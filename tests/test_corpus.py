@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT, assert_error, command
+from conftest import ROOT, assert_error, command, in_process
 import numpy as np
 import pytest
 
@@ -169,17 +169,17 @@ def test_a_killed_run_resumes(tmp_path, big):
 def test_errors(tmp_path, name, content, flags, parts):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert_error(run(tmp_path / name, f"--out={tmp_path}/out", *flags), *parts)
+    assert_error(in_process(corpus.main, tmp_path / name, f"--out={tmp_path}/out", *flags), *parts)
     assert not (tmp_path / "out").exists()
 
 
 def test_more_errors(tmp_path):
-    assert_error(run(f"--out={tmp_path}/out"), "name one or more texts")
-    assert_error(run("-", "-", f"--out={tmp_path}/out"), "only once")
+    assert_error(in_process(corpus.main, f"--out={tmp_path}/out"), "name one or more texts")
+    assert_error(in_process(corpus.main, "-", "-", f"--out={tmp_path}/out"), "only once")
     (tmp_path / "a.txt").write_text("a b")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
-    assert_error(run(tmp_path / "a.txt", f"--out={tmp_path}/full"), "holds other files")
-    assert_error(run(tmp_path / "a.txt", f"--out={tmp_path}/a.txt"), "is a file")
-    assert_error(run(tmp_path / "a.txt"), "out")
-    assert_error(run("-", f"--out={tmp_path}/out", input=b"caf\xe9"), "- is not UTF-8", "0xe9")
+    assert_error(in_process(corpus.main, tmp_path / "a.txt", f"--out={tmp_path}/full"), "holds other files")
+    assert_error(in_process(corpus.main, tmp_path / "a.txt", f"--out={tmp_path}/a.txt"), "is a file")
+    assert_error(in_process(corpus.main, tmp_path / "a.txt"), "out")
+    assert_error(in_process(corpus.main, "-", f"--out={tmp_path}/out", input=b"caf\xe9"), "- is not UTF-8", "0xe9")

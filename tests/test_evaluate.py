@@ -2,7 +2,7 @@ import json
 import math
 import re
 
-from conftest import ROOT, assert_error, command, nested
+from conftest import ROOT, assert_error, command, in_process, nested
 import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,10 +48,8 @@ def test_the_tokens_of_the_pieces_are_those_of_the_whole(encoder, text, size):
     assert sum(len(piece.split()) for piece in pieces) == len(text.split())
 
 
-def run(*args, **kwargs):
-    return command(
-        "-m", "beyond.evaluate", *map(str, args), "--model_size=shakespeare", program=None, cwd=ROOT, **kwargs
-    )
+def run(*args):
+    return in_process(evaluate.main, *args, "--model_size=shakespeare")
 
 
 def test_each_token_as_json(tmp_path, shakespeare):
@@ -73,7 +71,8 @@ def test_the_command(tmp_path, shakespeare):
     encoder, hparams, params = shakespeare
     text = HELD_OUT.read_text("utf-8")[:1500]
     (tmp_path / "text.txt").write_text(text, "utf-8", newline="")
-    done = run(tmp_path / "text.txt", "--stride=100")
+    args = str(tmp_path / "text.txt"), "--stride=100", "--model_size=shakespeare"
+    done = command("-m", "beyond.evaluate", *args, program=None, cwd=ROOT)
     ids, losses = [encoder.encoder["<|endoftext|>"], *encoder.encode(text)], {}
     for start in [*range(0, len(ids) - 257, 100), len(ids) - 257]:
         for i, loss in enumerate(pico_losses(params, np.array(ids[start : start + 257]), hparams["n_head"])):
@@ -158,6 +157,6 @@ def test_the_strides_range(tmp_path):
 
 
 def test_the_papers_figures_are_in_the_help_and_the_docstring():
-    output = command("-m", "beyond.evaluate", "--help", program=None, cwd=ROOT).stdout.decode()
+    output = run("--help").stdout.decode()
     for figure in "29.41", "18.34", "45.99", "63.24":
         assert figure in output and figure in evaluate.__doc__

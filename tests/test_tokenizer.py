@@ -5,7 +5,7 @@ import inspect
 import json
 import pickle
 
-from conftest import ROOT, assert_error, command
+from conftest import ROOT, assert_error, command, in_process
 from hypothesis import given, settings
 import pytest
 from test_encoder import texts, tiktoken_of
@@ -98,13 +98,10 @@ def test_the_files_are_in_gpt2s_form(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "vocab.bpe"]
 
 
-def run(*args):
-    return command("-m", "beyond.tokenizer", *args, program=None, cwd=ROOT)
-
-
 def test_the_command(tmp_path, folder):
     (tmp_path / "text").write_text(TEXT, "utf-8", newline="\n")
-    done = run(str(tmp_path / "text"), "--n_vocab", "1000", "--out", str(tmp_path / "new"))
+    args = str(tmp_path / "text"), "--n_vocab", "1000", "--out", str(tmp_path / "new")
+    done = command("-m", "beyond.tokenizer", *args, program=None, cwd=ROOT)
     assert (
         done.returncode == 0
         and done.stderr == b""
@@ -128,6 +125,6 @@ def test_the_command(tmp_path, folder):
 def test_errors(tmp_path, content, n_vocab, parts):
     if content is not None:
         (tmp_path / "text").write_bytes(content)
-    done = run(str(tmp_path / "text"), str(tmp_path / "out"), f"--n_vocab={n_vocab}")
+    done = in_process(tokenizer.main, tmp_path / "text", tmp_path / "out", f"--n_vocab={n_vocab}")
     assert_error(done, *parts)
     assert not (tmp_path / "out").exists()

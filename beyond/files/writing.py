@@ -97,19 +97,3 @@ def check_file(path, is_ours, *inputs):
             raise ValueError(
                 f"{path} already exists, and this command did not write it: give another out, or remove it"
             )
-
-
-def lock(file):
-    """Raises ValueError if another process has locked an open file. The lock ends with the file or the process."""
-    import sys
-
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another process is writing to {file.name}: wait for it, or give another out") from None
-    except OSError as error:  # a file system without locks
-        print(f"note: {file.name} cannot be locked ({error.strerror}): one run at a time", file=sys.stderr)
