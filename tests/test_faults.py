@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 
-from conftest import ROOT, assert_error, command
+from conftest import ROOT, assert_error, command, in_process
 import numpy as np
 import pytest
 
@@ -101,21 +101,9 @@ def tree(folder):
 
 
 def run(name, *args, stdin=b""):
-    """(exit status, standard output, standard error) of a command, run in this process by cli.run as a shell would."""
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    main, _ = COMMANDS[name]
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", [name, *map(str, args)])
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        reading._standard_input.cache_clear()
-        status = 0
-        try:
-            cli.run(main)
-        except SystemExit as exit:
-            status = exit.code
-        out.flush()
-        return status, out.buffer.getvalue().decode(), err.getvalue()
+    """(exit status, standard output, standard error) of a command, run in this process."""
+    done = in_process(COMMANDS[name][0], *args, input=stdin)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def assert_refused(found, *parts):
@@ -323,8 +311,8 @@ def test_completions_are_not_their_own_input(work):
 def test_a_vocabulary_is_not_replaced_by_another(work):
     assert run("tokenizer", *RUNS["tokenizer"])[0] == run("tokenizer", *RUNS["tokenizer"])[0] == 0
     before = tree(work)
-    assert_refused(run("tokenizer", *RUNS["tokenizer"][:2], "--n_vocab=301"), "new", "is there already")
-    assert_refused(run("tokenizer", "text.txt", "models/small", "--n_vocab=300"), "small", "is there already")
+    assert_refused(run("tokenizer", *RUNS["tokenizer"][:2], "--n_vocab=301"), "new", "already exists")
+    assert_refused(run("tokenizer", "text.txt", "models/small", "--n_vocab=300"), "small", "already exists")
     assert tree(work) == before
 
 
