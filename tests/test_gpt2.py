@@ -13,7 +13,7 @@ import gpt2
 import gpt2_pico
 
 GOLDEN = np.load(golden.PATH)
-LONG = {"n_vocab": 101, "n_ctx": 600, "n_embd": 24, "n_head": 4, "n_layer": 2}  # longer than two chunks of the prompt
+LONG = {"n_vocab": 101, "n_ctx": 600, "n_embd": 24, "n_head": 4, "n_layer": 2}  # for prompts of more than two chunks
 
 
 def model(hparams):
@@ -51,12 +51,12 @@ def check(result, expected, shape):
     np.testing.assert_allclose(result, expected, rtol=2e-5, atol=5e-6)
 
 
-def test_gelu_is_near_the_normal_distributions():
+def test_gelu():
     from math import erf
 
     x = np.linspace(-6, 6, 241, dtype=np.float32)
     exact = np.array([value * 0.5 * (1 + erf(value / 2**0.5)) for value in x.tolist()])
-    assert np.abs(gpt2.gelu(x) - exact).max() < 5e-4  # how far the tanh form is off
+    assert np.abs(gpt2.gelu(x) - exact).max() < 5e-4  # the error of the tanh approximation
     wide = x.astype(np.float64)
     check(gpt2.gelu(x), 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3))), x.shape)
     assert gpt2.gelu(np.float32([-1e4, 1e4])).tolist() == [0, 1e4]
@@ -77,7 +77,7 @@ def test_layer_norm_and_linear():
         X.shape,
     )
     check(gpt2.linear(X, w, b), x @ w + b, X.shape)
-    x = x / 500  # so that eps counts
+    x = x / 500  # so that eps matters
     check(
         gpt2.layer_norm(X / np.float32(500), 1, 0),
         (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5),
@@ -85,8 +85,8 @@ def test_layer_norm_and_linear():
     )
 
 
-def test_attention_and_mha_look_at_each_position_alone():
-    """A loop over positions and heads in float64: no mask, each query simply gets the keys up to its own."""
+def test_attention_and_mha_equal_a_loop_over_positions():
+    """And over heads, in float64. It needs no mask: each query gets only the keys up to its own position."""
     rng, n_head, d = np.random.default_rng(2), 3, 4
     c_attn = {"w": rng.standard_normal((12, 36)).astype("f"), "b": rng.standard_normal(36).astype("f")}
     c_proj = {"w": rng.standard_normal((12, 12)).astype("f"), "b": rng.standard_normal(12).astype("f")}
@@ -98,15 +98,15 @@ def test_attention_and_mha_look_at_each_position_alone():
             q, k, v = (qkv[:, part * 12 + head * d : part * 12 + (head + 1) * d] for part in range(3))
             weights = np.exp(k[: i + 1] @ q[i] / d**0.5)
             heads.append(weights / weights.sum() @ v[: i + 1])
-            if i == 4:  # the last query needs no mask: attention itself, [n_q, d] and without heads
+            if i == 4:  # attention itself, [n_q, d], without heads: its last query needs no mask
                 check(gpt2.attention(np.float32(q), np.float32(k), np.float32(v), 0)[4:], heads[-1][None], (1, d))
         rows.append(np.concatenate(heads) @ c_proj["w"] + c_proj["b"])
     check(gpt2.mha(X, c_attn, c_proj, n_head), np.array(rows), X.shape)
 
 
 @pytest.mark.parametrize("module", [gpt2, gpt2_pico])
-def test_no_score_is_so_high_that_the_mask_lets_it_through(module):
-    """Scores of the first query from 20,000, its own key's, to 100,000, the last one's."""
+def test_the_mask_holds_for_the_highest_scores(module):
+    """The first query scores 20,000 with its own key and up to 100,000 with later ones."""
     c_attn = {"w": np.tile(100 * np.eye(12, dtype=np.float32), 3), "b": np.zeros(36, np.float32)}
     c_proj = {"w": np.eye(12, dtype=np.float32), "b": np.zeros(12, np.float32)}
     x = np.outer(np.arange(1, 6), np.ones(12)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_the_block_adds_to_its_input():
     np.testing.assert_array_equal(gpt2.transformer_block(x, **block, n_head=3), x)
 
 
-def test_arguments_stay_as_they_were():
+def test_arguments_are_not_modified():
     params = random_model(0, **LONG)
     for _, array in flat(params):
         array.flags.writeable = False  # writing into a parameter would raise
@@ -138,10 +138,11 @@ def test_arguments_stay_as_they_were():
     assert inputs == [1, 2, 3]
 
 
-def test_no_token_sees_what_comes_later():
+def test_no_token_sees_later_ones():
     params = random_model(0, **LONG)
     ids = np.arange(50)
-    before, after = gpt2.gpt2(ids, **params, n_head=4), gpt2.gpt2(np.where(ids < 30, ids, 99 - ids), **params, n_head=4)
+    before = gpt2.gpt2(ids, **params, n_head=4)
+    after = gpt2.gpt2(np.where(ids < 30, ids, 99 - ids), **params, n_head=4)
     np.testing.assert_allclose(before[:30], after[:30], atol=1e-4)
     assert np.abs(before[30:] - after[30:]).max() > 1
 
@@ -159,10 +160,12 @@ def test_the_cache_changes_nothing(n_prompt):
         assert len(ids) == 40 and gpt2.generate(inputs, params, 4, 11) == ids[:11]
 
 
-def test_hidden_states_in_chunks_equal_those_at_once():
-    params, ids = random_model(0, **LONG), np.arange(90) % 101
+def test_hidden_states_in_chunks_equal_those_of_one_pass():
+    params = random_model(0, **LONG)
+    ids = np.arange(90) % 101
     whole = gpt2.hidden_states(ids, **params, n_head=4)
-    cache, past = [np.empty((2, 4, 90, 6), np.float32) for _ in params["blocks"]], 0
+    cache = gpt2.new_cache(params, 4, 90)
+    past = 0
     for n in 1, 30, 1, 50, 8:
         part = gpt2.hidden_states(ids[past : past + n], **params, n_head=4, cache=cache, past=past)
         assert part.dtype == np.float32 and part.shape == (n, 24)
@@ -195,7 +198,7 @@ def test_generation_stops_before_the_stop_token():
     ids = gpt2.generate([5], params, 4, 30)
     stop = ids[9]
     assert gpt2.generate([5], params, 4, 30, stop=stop) == ids[: ids.index(stop)]
-    at = max(i for i, id in enumerate(ids) if ids[i - 1] != id)  # in the prompt it is a token like any other
+    at = max(i for i, id in enumerate(ids) if ids[i - 1] != id)  # in the prompt it is an ordinary token
     assert gpt2.generate([5, *ids[:at]], params, 4, 1, stop=ids[at - 1]) == [ids[at]]
 
 
@@ -207,17 +210,19 @@ class Rng:
 
 
 @pytest.mark.parametrize("warp, expected", list(zip(golden.WARPS, GOLDEN["warps"])), ids=map(str, golden.WARPS))
-def test_sampling_means_what_it_means_in_hugging_face(warp, expected):
-    rng, scores = Rng(), golden.SCORES.copy()
+def test_sampling_equals_hugging_faces(warp, expected):
+    rng = Rng()
+    scores = golden.SCORES.copy()
     gpt2.sample(scores, *warp, rng)
     np.testing.assert_array_equal(scores, golden.SCORES)
-    # which of several equal scores stay at the border of top_p is up to the sort, so their order does not count
+    # sorted, because the sort decides which of several equal scores reach top_p
     np.testing.assert_allclose(np.sort(rng.p), np.sort(expected), rtol=1e-6)
     np.testing.assert_array_equal(np.sort(golden.SCORES[rng.p > 0]), np.sort(golden.SCORES[expected > 0]))
 
 
 def test_sampling_follows_the_probabilities():
-    rng, logits = np.random.default_rng(0), np.log(np.float32([0.5, 0.3, 0.15, 0.05]))
+    rng = np.random.default_rng(0)
+    logits = np.log(np.float32([0.5, 0.3, 0.15, 0.05]))
     counts = np.bincount([gpt2.sample(logits, 1.0, None, None, rng) for _ in range(4000)], minlength=4)
     np.testing.assert_allclose(counts / 4000, [0.5, 0.3, 0.15, 0.05], atol=0.03)
     assert {gpt2.sample(logits, 1e-300, None, None, rng) for _ in range(20)} == {0}
@@ -229,7 +234,7 @@ def test_top_p_is_the_smallest_set_that_reaches_it(top_p, kept):
     rng = Rng()  # four equal scores have a probability of exactly a quarter each
     gpt2.sample(np.zeros(4, np.float32), 1.0, None, top_p, rng)
     assert (rng.p > 0).sum() == kept
-    gpt2.sample(np.tile(np.float32([0, 1]), 32), 1.0, None, top_p, rng)  # of equal ones the first, on every machine
+    gpt2.sample(np.tile(np.float32([0, 1]), 32), 1.0, None, top_p, rng)  # the first of equal ones, on every machine
     best_first = [*range(1, 64, 2), *range(0, 64, 2)]
     assert np.flatnonzero(rng.p).tolist() == sorted(best_first[: np.count_nonzero(rng.p)])
 
@@ -257,11 +262,11 @@ def test_options_out_of_range(option, values):
             gpt2.generate([5], random_model(0, **LONG), 4, 1, **{option: value})
 
 
-# --- JAX, and the shape of the source ---
+# --- JAX, and the source itself ---
 
 
 def test_the_unchanged_forward_pass_runs_under_jax():
-    """In a process of its own, as it swaps gpt2's numpy: jit, vmap and grad, the last against finite differences."""
+    """In its own process, as it replaces gpt2's numpy: jit, vmap, and grad against finite differences."""
     pytest.importorskip("jax")
     subprocess.run(
         [
@@ -314,7 +319,6 @@ def test_nothing_imports_upward():
     assert not {"gpt2", "gpt2_pico", "utils", "numpy"} & set(top_imports(ROOT / "encoder.py"))
 
 
-def test_pico_is_as_short_as_it_says():
+def test_the_model_in_pico_has_at_most_40_lines():
     source = (ROOT / "gpt2_pico.py").read_text("utf-8")
-    assert len(source.splitlines()) <= 60
     assert source[: source.index("def generate")].count("\n") <= 40
