@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from utils import VERSION, shortened
+from utils import VERSION
 
 HELP = {  # what --help prints about flags that several commands share; the rest is in the docstring of each main
     "prompt": 'The text to continue. "-" reads standard input, as does leaving it out where that is a pipe or a file; '
@@ -35,7 +35,18 @@ HELP = {  # what --help prints about flags that several commands share; the rest
     "seed": "Likewise, the same seed, 0 or more, gives the same text. By default the text differs each time.",
 }
 
+RENAMED = {}  # {a flag's old name: its new one}, for "did you mean"
+
 # --- checks ---
+
+
+def shortened(value):
+    """A value as an error message shows it: in full, unless it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not print integers of more than 4300 digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def check(name, value, low, high=math.inf, hint=""):
@@ -268,8 +279,9 @@ def check_flags(parameters, argv):
         if not (found := re.match(r"--?(?=[a-zA-Z])([\w-]+)(=|$)", arg)) or (arg[1] != "-" and len(found[1]) > 1):
             continue
         name = found[1].replace("-", "_")
-        meant = [one for one in parameters if one.startswith(name)] or [one for one in parameters if name in one]
-        meant = meant or difflib.get_close_matches(name, parameters, 3, 0.5)
+        sought = RENAMED.get(name, name)
+        meant = [one for one in parameters if one.startswith(sought)] or [one for one in parameters if sought in one]
+        meant = meant or difflib.get_close_matches(sought, parameters, 3, 0.5)
         if name in parameters or isinstance(getattr(parameters.get(name[2:]), "default", None), bool):  # --noFLAG
             meant = [name]
         elif arg[1] == "-" or len(meant) != 1:  # fire takes one letter if it can only mean one flag

@@ -18,7 +18,7 @@ import pytest
 from beyond import corpus, train
 from beyond.devices import sharding
 from beyond.formats import checkpoint
-from beyond.learn import corpora, learner, loop, optimizers, plan, rows
+from beyond.learn import corpora, learner, loop, optimizers, plan, sequences
 import utils
 
 HPARAMS = {"n_vocab": 320, "n_ctx": 16, "n_embd": 16, "n_head": 2, "n_layer": 2}
@@ -67,7 +67,7 @@ def one(data, tmp_path_factory):
     done = run(data, folder)
     assert done.returncode == 0, done.stderr.decode()
     assert re.search(
-        r"[\d,]+ tokens/s, MFU \d+% of [\d.]+ TFLOP/s; \d+\.\d% of the time waiting for rows", done.stderr.decode()
+        r"[\d,]+ tokens/s, MFU \d+% of [\d.]+ TFLOP/s; \d+\.\d% of the time waiting for batches", done.stderr.decode()
     )
     return folder, losses(done.stderr)
 
@@ -148,7 +148,7 @@ def test_processes_with_other_flags_are_told(data, tmp_path):
     for i, process in enumerate(both):
         assert process.communicate(timeout=300)[0] == b"" and process.returncode == 1
         said = (tmp_path / f"{i}.log").read_text()  # beside what JAX's libraries write, in any order
-        assert said.count("error: the processes have other flags") == 1 and "Traceback" not in said, said
+        assert said.count("error: the processes differ in their flags") == 1 and "Traceback" not in said, said
     assert not (tmp_path / "new").exists()
 
 
@@ -158,7 +158,7 @@ def test_rows_of_a_corpus(data):
     end = encoder.encoder["<|endoftext|>"]
     short = ids[len(ids) * 2 // 3 - 400 : len(ids) * 2 // 3 + 400]
     assert end in short
-    draw = rows.row_maker(encoder, short, 32, 8, 0.3)
+    draw = sequences.sequence_maker(encoder, short, 32, 8, 0.3)
     pieces = {tuple(short[i : i + 33].tolist()) for i in range(len(short) - 32)}
     text, n_plain, n_ends = encoder.decode(short.tolist()), 0, 0
     for row in np.concatenate([draw(np.random.default_rng(i)) for i in range(100)]).tolist():
@@ -167,7 +167,8 @@ def test_rows_of_a_corpus(data):
     assert 0.19 < n_plain / 800 < 0.31 and n_ends > 10
     assert (draw(np.random.default_rng(3)) == draw(np.random.default_rng(3))).all()
     assert {
-        tuple(row) in pieces for row in rows.row_maker(encoder, short, 32, 99)(np.random.default_rng(0)).tolist()
+        tuple(row) in pieces
+        for row in sequences.sequence_maker(encoder, short, 32, 99)(np.random.default_rng(0)).tolist()
     } == {True}
 
 
@@ -181,7 +182,7 @@ def test_rows_are_read_ahead():
         return step
 
     found, waits = [], []
-    for step, waited in rows.read_ahead(draw, range(6)):
+    for step, waited in sequences.read_ahead(draw, range(6)):
         time.sleep(0.1)
         found.append(step)
         waits.append(waited)
@@ -226,21 +227,23 @@ def test_bfloat16_and_rematerialization(params):
     hparams, params = params
     n_head, ids = hparams["n_head"], np.arange(40) % hparams["n_vocab"]
     exact, grads = gradient(params, learner.model, n_head, ids)
-    half, half_grads = gradient(params, learner.learner("bfloat16", False), n_head, ids)
-    again, again_grads = gradient(params, learner.learner("float32", False, True), n_head, ids)
+    half, half_grads = gradient(params, learner.training_model("bfloat16", False), n_head, ids)
+    again, again_grads = gradient(params, learner.training_model("float32", False, True), n_head, ids)
     assert 0 < abs(float(half) - float(exact)) < 5e-3 * float(exact)
     assert float(again) == pytest.approx(float(exact), rel=1e-6)
     for a, b, c in zip(*map(jax.tree.leaves, (grads, half_grads, again_grads))):
         assert b.dtype == jnp.float32 and np.linalg.norm(a - b) < 0.05 * np.linalg.norm(a)
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-6)
-    text = str(jax.make_jaxpr(lambda p: learner.lm_loss(p, ids, n_head, learner.learner("bfloat16", False)))(params))
+    text = str(
+        jax.make_jaxpr(lambda p: learner.lm_loss(p, ids, n_head, learner.training_model("bfloat16", False)))(params)
+    )
     products = re.findall(r":(\w+)\[[^\]]*\] = dot_general", text)
     assert len(products) == 2 * 6 + 1 and set(products) == {"bf16"}
 
 
 def memory_of(hparams, n_rows, rematerialize=False):
     """Bytes that XLA says a step takes, with all passes but those that undo rematerialization on a CPU."""
-    learning, n_head = learner.learner("float32", False, rematerialize), hparams["n_head"]
+    learning, n_head = learner.training_model("float32", False, rematerialize), hparams["n_head"]
     optimizer = optimizers.muon_and_adamw(100, 1e-3, 0.1)
 
     def loss(params, row, key):
@@ -291,7 +294,7 @@ def test_a_dry_run(tmp_path):
     hours = a_token * 19073 * 512 * 1024 / (8 * 989e12 * 0.165) / 3600
     assert said.splitlines()[0] == f"{n:,} parameters, 9,999,745,024 tokens in 19,073 steps of 524,288"
     assert "it fits" in said and f"an MFU of 16.5% {hours:.1f} hours" in said and said.count("(estimate)") == 2
-    assert said in train.__doc__.replace("\n    ", "\n")
+    assert said in plan.__doc__.replace("\n    ", "\n")
     said = main("none", tmp_path, dry_run=True, n_embd=20000, n_layer=100)
     assert "it does not fit" in said and f"on {jax.device_count()} x cpu" in said
     minutes = main("none", tmp_path, dry_run="A100", steps=None, minutes=60.0, **shape)
@@ -322,4 +325,4 @@ def test_errors(data, tmp_path, flags, parts):
 
 def test_a_corpus_that_is_not_whole(tmp_path):
     (tmp_path / "half").mkdir()
-    assert_error(run(tmp_path / "half", tmp_path, devices=1), "half is not a whole corpus", "beyond.corpus")
+    assert_error(run(tmp_path / "half", tmp_path, devices=1), "half is not a complete corpus", "beyond.corpus")

@@ -1,3 +1,5 @@
+import inspect
+import itertools
 import json
 import os
 import re
@@ -5,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 from conftest import ROOT, assert_error, command, flat, nested
 import golden
@@ -16,7 +19,8 @@ import pytest
 
 from beyond import tokenizer, train
 from beyond.formats import checkpoint
-from beyond.learn import learner, loop, losses, optimizers, state
+from beyond.learn import learner, loop, losses, optimizers, sequences, state
+import cli
 from encoder import get_encoder
 import gpt2
 import gpt2_pico
@@ -138,41 +142,39 @@ def test_each_held_out_token_is_scored_once_with_its_context(params, n, stride):
     )
 
 
-def test_rows_are_pieces_of_the_text(tmp_path):
-    """An eighth begins with a document and shows where documents end; three quarters are cut up, most of them otherwise; the rest is as encoded."""
+def test_sequences_are_pieces_of_the_text(tmp_path):
+    """An eighth begins with a document and marks where documents end; three quarters get BPE dropout, which changes most of them."""
     tokenizer.save(tokenizer.learn(TEXT, 400), tmp_path)
     encoder = get_encoder("", str(tmp_path))
     end, n = encoder.encoder["<|endoftext|>"], {"document": 0, "other": 0, "plain": 0}
     plain = encoder.encode(TEXT)
     pieces = {tuple(plain[i : i + 33]) for i in range(len(plain) - 32)}
-    rows = train.row_maker(encoder, np.array(plain), 32, 8, 0.1, by_blank_lines=True)
-    for row in np.concatenate([rows(np.random.default_rng(i)) for i in range(200)]).tolist():
-        assert len(row) == 33
-        if end in row:
+    draw = sequences.sequence_maker(encoder, np.array(plain), 32, 8, 0.1, by_blank_lines=True)
+    for ids in np.concatenate([draw(np.random.default_rng(i)) for i in range(200)]).tolist():
+        assert len(ids) == 33
+        if end in ids:
             n["document"] += 1
-            assert "\n\n" + encoder.decode(row).replace("<|endoftext|>", "\n\n") in "\n\n" + TEXT + "\n\n"
+            assert "\n\n" + encoder.decode(ids).replace("<|endoftext|>", "\n\n") in "\n\n" + TEXT + "\n\n"
         else:
-            n["plain" if tuple(row) in pieces else "other"] += 1
-            assert encoder.decode(row).strip("\ufffd") in TEXT
+            n["plain" if tuple(ids) in pieces else "other"] += 1
+            assert encoder.decode(ids).strip("\ufffd") in TEXT
     assert 0.04 < n["document"] / 1600 < 0.15 and 0.58 < n["other"] / 1600 < 0.75
-    assert (rows(np.random.default_rng(1)) == rows(np.random.default_rng(1))).all()
-    text = "one document " * 50  # without a blank line; and with no merge left out, all rows are cut from one encoding
-    plain = encoder.encode(text)
-    for row in train.row_maker(encoder, np.array(plain), 32, 99)(np.random.default_rng(0)).tolist():
-        assert any(row == plain[i : i + 33] for i in range(len(plain)))
+    assert (draw(np.random.default_rng(1)) == draw(np.random.default_rng(1))).all()
+    draw = sequences.sequence_maker(encoder, np.array(plain), 32, 99)  # without BPE dropout, all come from one encoding
+    assert {tuple(ids) for ids in draw(np.random.default_rng(0)).tolist()} <= pieces
 
 
-# --- the loop, on a model of one number ---
+# --- the loop, on a model with one number ---
 
 
 def line(folder, loss=None, held_out=None, settings=None, **changes):
-    """fit of w to rows that are all 3: (history, what was saved)."""
+    """fit of w to numbers near 3: (history, [(w, length of the history) when it was saved])."""
     saved = []
     history = loop.fit(
         **{
             "params": {"w": np.float32(0)},
-            "loss": loss or (lambda params, row, key: ((params["w"] - row) ** 2).mean()),
-            "rows": lambda rng: np.full((8, 2), 3.0) + rng.normal(size=(8, 2)),
+            "loss": loss or (lambda params, example, key: ((params["w"] - example) ** 2).mean()),
+            "draw": lambda rng: np.full((8, 2), 3.0) + rng.normal(size=(8, 2)),
             "held_out": held_out or (lambda params: float((params["w"] - 3) ** 2)),
             "optimizer": lambda steps: optax.sgd(0.05),
             "save": lambda params, history: saved.append((float(params["w"]), len(history))),
@@ -184,7 +186,7 @@ def line(folder, loss=None, held_out=None, settings=None, **changes):
     return history, saved
 
 
-def test_patience_ends_it(tmp_path):
+def test_patience_ends_a_run(tmp_path):
     scores = iter([5.0, 2.0, 3.0, 2.5, 1.0])
     history, saved = line(tmp_path, held_out=lambda params: next(scores), settings={"eval_every": 8, "patience": 2})
     assert (
@@ -204,33 +206,33 @@ def test_the_best_weights_are_saved(tmp_path):
 
 
 @pytest.mark.parametrize("after", [13, 20, 35])
-def test_a_training_goes_on_to_the_same_weights(tmp_path, after):
+def test_a_run_resumes_to_the_same_weights(tmp_path, after):
     class Killed(Exception):
         pass
 
-    def rows(rng):
-        if rows.left == 0:
+    def draw(rng):
+        if draw.left == 0:
             raise Killed
-        rows.left -= 1
+        draw.left -= 1
         return 3 + rng.normal(size=(8, 2))
 
-    rows.left = 10**9
-    expected = line(tmp_path / "a", rows=rows)
-    rows.left = after
+    draw.left = 10**9
+    expected = line(tmp_path / "a", draw=draw)
+    draw.left = after
     with pytest.raises(Killed):
-        line(tmp_path / "b", rows=rows)
-    rows.left = 10**9
+        line(tmp_path / "b", draw=draw)
+    draw.left = 10**9
     with pytest.raises(ValueError, match=r"b was begun with other settings or files \(steps 40, now 50\)"):
-        line(tmp_path / "b", rows=rows, settings={"steps": 50})
-    history, saved = line(tmp_path / "b", rows=rows)
+        line(tmp_path / "b", draw=draw, settings={"steps": 50})
+    history, saved = line(tmp_path / "b", draw=draw)
     assert history == expected[0] and saved[-1] == expected[1][-1]
-    assert 10**9 - rows.left == 40 - after // 10 * 10  # nothing but the steps since the last evaluation was made again
+    assert 10**9 - draw.left == 40 - after // 10 * 10  # only the steps since the last evaluation are repeated
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path, bad):
-    def loss(params, row, key):
-        return jnp.where(params["w"] > 2.5, bad, ((params["w"] - row) ** 2).mean())
+def test_a_loss_that_is_not_finite_ends_a_run_and_keeps_the_best_weights(tmp_path, bad):
+    def loss(params, example, key):
+        return jnp.where(params["w"] > 2.5, bad, ((params["w"] - example) ** 2).mean())
 
     with pytest.raises(
         ValueError, match=f"the loss is {bad} at step (1[1-9]|2[0-9]): try a lower learning_rate.*keeps the best"
@@ -243,7 +245,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path, bad):
 
 
 def test_the_learning_rate_rises_at_once_and_falls_to_the_end():
-    """Also in the first update, which would change nothing at a learning rate of 0."""
+    """It is never 0, not even in the first update."""
     for steps, n in (1, 0), (2, 1), (40, 2), (200, 6):
         found = [float(optimizers.schedule(steps, 0.5)(i)) for i in range(steps + 1)]
         np.testing.assert_allclose(found[: n + 1], [0.5 * (i + 1) / (n + 1) for i in range(n + 1)], rtol=1e-5)
@@ -258,7 +260,7 @@ OPTIMIZERS = {
     "Muon": lambda: optimizers.muon_and_adamw(40, 0.1, 0.3),
     "Muon without decay": lambda: optimizers.muon_and_adamw(40, 0.1, 0),
 }
-FIRST = 0.1 / 3  # the learning rate of the first of 40 updates, two of which are the warm-up
+FIRST = 0.1 / 3  # the learning rate of the first of 40 updates, two of which are warm-up
 
 
 def like_params(seed):
@@ -302,13 +304,18 @@ def test_muon_moves_the_blocks_matrices_in_all_directions_alike():
     lengths = np.linalg.svd(found["blocks"][0]["w"], compute_uv=False)
     assert lengths.max() < 2 * lengths.min()  # of the gradient the largest is over 10 times the smallest
     assert np.sqrt((found["blocks"][0]["w"] ** 2).mean()) == pytest.approx(0.2 * FIRST, rel=0.3)
-    for change in found["wte"], found["blocks"][0]["b"]:  # AdamW's first step, of one length, with Nesterov's momentum
+    for change in found["wte"], found["blocks"][0]["b"]:  # AdamW with Nesterov momentum: the same first step for all
         np.testing.assert_allclose(np.abs(change), FIRST * (1 + 0.9 * 0.1 / (1 - 0.9**2)), rtol=1e-3)
 
 
-def test_minutes_become_steps(tmp_path):
-    history, _ = line(tmp_path, settings={"steps": None, "minutes": 0.001})  # 60 ms
-    assert 1 <= history[-1][0] < 10000
+def test_minutes_become_steps(tmp_path, monkeypatch):
+    """By a clock that moves on by a second whenever it is read, five updates take a second."""
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=map(float, itertools.count()).__next__))
+    history, _ = line(tmp_path, settings={"steps": None, "minutes": 0.5})
+    assert history[-1][0] == 5 * 30
+    told = []
+    line(tmp_path / "told", tell=lambda *args: told.append(args))
+    assert told == [(pytest.approx(1, abs=0.5), 40)]  # one second per step, and what it waited for its batch
 
 
 # --- the command ---
@@ -361,11 +368,11 @@ def test_training_makes_the_held_out_loss_fall(trained, text):
     ids = encoder.encode(TEXT[cut:])
     counts = np.bincount(encoder.encode(TEXT[:cut]), minlength=300) + 1
     without_context = -np.log(counts / counts.sum())[ids].mean()
-    assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned what follows what
-    n, a_token = len(ids) - 1, learner.held_out_loss(params, ids, 2, 4)
+    assert found[-1, 2] < without_context - 0.1 < found[0, 2]  # it has learned which tokens follow which
+    n, per_token = len(ids) - 1, learner.held_out_loss(params, ids, 2, 4)
     assert done.stdout.decode() == (
-        f"{folder}/new: held-out loss {a_token:.4f} nats a token, "
-        f"{a_token * n / len(encoder.decode(ids[1:])):.4f} a character\n"
+        f"{folder}/new: held-out loss {per_token:.4f} nats per token, "
+        f"{per_token * n / len(encoder.decode(ids[1:])):.4f} per character\n"
     )
     curve = (folder / "new" / "loss.svg").read_text()
     assert curve.count("<svg") == 1
@@ -373,7 +380,7 @@ def test_training_makes_the_held_out_loss_fall(trained, text):
     np.testing.assert_allclose(np.array(drawn)[:, :3], found, atol=1e-4)  # as many decimals as it printed
 
 
-def test_the_folder_is_a_model_as_openais(trained):
+def test_the_folder_is_a_model_in_openais_form(trained):
     import tensorflow as tf
 
     folder = trained[0] / "new"
@@ -386,13 +393,11 @@ def test_the_folder_is_a_model_as_openais(trained):
     reader = tf.train.load_checkpoint(str(folder / "model.ckpt"))
     tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     assert {name: array.shape for name, array in tensors.items()} == golden.shapes(**hparams)
-    for (_, mapped), (_, array) in zip(
-        flat(utils.load_gpt2_params_from_tf_ckpt(str(folder / "model.ckpt"), hparams)), flat(nested(tensors))
-    ):
-        np.testing.assert_array_equal(mapped, array)
+    loaded = dict(flat(utils.load_gpt2_params_from_tf_ckpt(str(folder / "model.ckpt"), hparams)))
+    np.testing.assert_equal(loaded, dict(flat(nested(tensors))))
 
 
-def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
+def test_a_killed_command_resumes_to_the_same_weights(trained, text, tmp_path):
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
     args = [
         sys.executable,
@@ -407,7 +412,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(trained, text, tmp_path):
     with subprocess.Popen(args, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         while b"step 40" not in process.stderr.readline():
             assert process.poll() is None
-        time.sleep(np.random.default_rng().random())  # anywhere
+        time.sleep(np.random.default_rng().random())  # at any point
         process.send_signal(signal.SIGKILL)
     done = run(text, tmp_path, "--steps=150")
     assert losses(done)[0, 0] > 20 and (losses(done) == losses(trained[1])[-len(losses(done)) :]).all()
@@ -453,6 +458,12 @@ def test_errors(tmp_path, text, content, flags, parts):
             str(path), **{"model_size": "new", "models_dir": str(tmp_path / "models"), **SIZES, "steps": 1, **flags}
         )
     assert all(part in str(error.value) for part in parts), error.value
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_renamed_flag():
+    with pytest.raises(ValueError, match="unknown flag --left_out=0.2: did you mean --bpe_dropout"):
+        cli.check_flags(inspect.signature(train.main).parameters, ["text", "--left_out=0.2"])
 
 
 def test_errors_are_one_line(text, tmp_path):

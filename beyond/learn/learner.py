@@ -1,4 +1,4 @@
-"""The model as it learns."""
+"""The model as it learns: gpt2.py in JAX with dropout, its loss on a sequence, and its loss on a held-out text."""
 
 import functools
 import sys
@@ -13,7 +13,7 @@ from beyond.learn import losses, precision
 import gpt2
 
 
-def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; c_attn has axes for q, k, v and for heads here
+def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; the w of c_attn may be [n_embd, 3, n_head, d]
     return jnp.tensordot(x, w, 1) + b
 
 
@@ -22,23 +22,35 @@ in_jax = variant(losses, np=jnp, highest=lambda x: jax.lax.stop_gradient(x.max(a
 
 
 def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, keep, kv=None, past=0):  # [n_seq, n_embd] -> [n_seq, n_embd]
-    attended, worked, *embedded = keep  # masks [n_seq, n_embd]; the first block has one for the embedding, too
+    attended, processed, *embedded = keep  # masks [n_seq, n_embd]; the first block has another one for the embedding
     x = x * embedded[0] if embedded else x
     x = x + attended * model.mha(model.layer_norm(x, **ln_1), **attn, n_head=n_head)
-    return x + worked * model.ffn(model.layer_norm(x, **ln_2), **mlp)
+    return x + processed * model.ffn(model.layer_norm(x, **ln_2), **mlp)
 
 
 with_dropout = variant(model, transformer_block=transformer_block)
 
 
 def dropout(params, key, rate, n_seq):
-    """params with random masks in each block's keep: 0 with probability rate, else 1 / (1 - rate). A text that is
-    read 25 times is learned by heart unless something is missing each time (https://arxiv.org/abs/1207.0580)."""
+    """params with random masks in each block's keep: 0 with probability rate, otherwise 1 / (1 - rate).
+
+    Without it, a model that reads a text 25 times memorizes it (https://arxiv.org/abs/1207.0580).
+    """
     shape = 2 * len(params["blocks"]) + 1, n_seq, params["wte"].shape[1]
     masks = jax.random.bernoulli(key, 1.0 - rate, shape) / (1 - rate)
     blocks = [{**block, "keep": masks[2 * i : 2 * i + 2]} for i, block in enumerate(params["blocks"])]
     blocks[0]["keep"] = masks[0], masks[1], masks[-1]
     return {**params, "blocks": blocks}
+
+
+def training_model(dtype="float32", dropped=True, rematerialize=False):
+    """The model with or without dropout and, as precision.py makes it, in bfloat16 and rematerialized."""
+    is_half = dtype == "bfloat16"
+    learning = precision.in_bfloat16(model) if is_half else model
+    if dropped:
+        learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
+    learning = precision.rematerialized(learning) if rematerialize else learning
+    return precision.with_projection_in_bfloat16(learning) if is_half else learning
 
 
 def token_losses(params, inputs, n_head, model=model):  # [n_seq + 1] -> [n_seq]
@@ -47,18 +59,8 @@ def token_losses(params, inputs, n_head, model=model):  # [n_seq + 1] -> [n_seq]
 
 
 def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
-    """The cross-entropy of the shifted ids: the mean loss of a next token, in nats."""
+    """The mean cross-entropy of the next tokens, in nats."""
     return token_losses(params, inputs, n_head, model).mean()
-
-
-def learner(dtype="float32", dropped=True, rematerialize=False):
-    """The model as it learns: with dropout or without, and as beyond/precision.py makes it."""
-    is_half = dtype == "bfloat16"
-    learning = precision.in_bfloat16(model) if is_half else model
-    if dropped:
-        learning = variant(learning, transformer_block=variant(sys.modules[__name__], model=learning).transformer_block)
-    learning = precision.rematerialized(learning) if rematerialize else learning
-    return precision.with_projection_in_bfloat16(learning) if is_half else learning
 
 
 def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
@@ -70,14 +72,12 @@ def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
     starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
     new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
     windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)
-    fill = (0, -len(windows) % batch_size), (0, 0)  # one shape for all batches, so that jit compiles once
-    windows, new = np.pad(windows, fill), np.pad(new, fill)
-    parts = (
-        put_rows((windows[i : i + batch_size], new[i : i + batch_size]), mesh) for i in range(0, len(new), batch_size)
-    )
-    return sum(float(_batch_loss(params, *part, n_head)) for part in parts) / n
+    padding = (0, -len(windows) % batch_size), (0, 0)  # so that all batches have one shape, and jit compiles once
+    windows, new = np.pad(windows, padding), np.pad(new, padding)
+    batches = [slice(i, i + batch_size) for i in range(0, len(new), batch_size)]
+    return sum(float(_sum_of_losses(params, *put_rows((windows[i], new[i]), mesh), n_head)) for i in batches) / n
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _batch_loss(params, rows, counted, n_head):
-    return (jax.vmap(lambda row: token_losses(params, row, n_head))(rows) * counted).sum()
+def _sum_of_losses(params, sequences, counted, n_head):
+    return (jax.vmap(lambda sequence: token_losses(params, sequence, n_head))(sequences) * counted).sum()

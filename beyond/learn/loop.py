@@ -1,9 +1,9 @@
-"""The training loop of all learning chapters: a loss goes in, the weights that did best on held-out data come out.
+"""The training loop of every learning chapter: from a loss to the weights that did best on held-out data.
 
-fit draws batches, lets an optimizer of optax follow the gradients of jax.grad, measures every eval_every steps what the
-weights are worth on data that they never learn from, and keeps the best. It knows nothing of language models: a chapter
-brings its loss, its rows and its way to save. After each evaluation all of its state goes to one file in the model's
-folder, so that a run that was killed goes on as if nothing had happened, if it is the same work (see beyond/files.py).
+fit draws batches, follows the gradients of jax.grad with an optimizer of optax, evaluates the weights every eval_every
+steps on data that they never learn from, and keeps the best. It knows nothing of language models: a chapter brings its
+loss, its batches and its way of saving. After each evaluation the state of the run is saved in the model's folder, from
+which the same command resumes after a kill as if nothing had happened (state.py).
 """
 
 import contextlib
@@ -19,33 +19,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from beyond.devices.processes import check_same
+from beyond.devices.processes import check_same, is_process_0
 from beyond.devices.sharding import all_devices, fetch, keep_split, put_all, put_rows, split
-from beyond.learn.rows import read_ahead
+from beyond.learn.sequences import read_ahead
 from beyond.learn.state import read_state, saved_steps, write_state
-
-# --- optimizers ---
-
 
 # --- one step ---
 
 
+def begin(params, optimizer, averaging, mesh):
+    """The tree that update changes: weights, the optimizer's state, and the average of the weights, or None."""
+    copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
+    return keep_split((copies[0], optimizer.init(params), copies[1] if averaging else None), mesh)
+
+
 def updater(loss, optimizer, seed, mesh, fixed=(), ema=0):
-    """A function (tree, rows, step) -> (tree, loss) that makes one step; tree: weights, optimizer's state, average."""
+    """A function (tree, batch, step) -> (tree, loss) that makes one step. batch: arrays [n_parts, n_examples, ...]."""
     fixed = put_all(fixed, mesh)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update(tree, rows, step, fixed):
+    def update(tree, batch, step, fixed):
         params, state, average = tree
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), jax.tree.leaves(rows)[0].shape[:2])
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), jax.tree.leaves(batch)[0].shape[:2])
 
         def add_part(total, part):
             def mean(params):
-                return jax.vmap(lambda row, key: loss(params, row, key, *fixed))(*part).mean()
+                return jax.vmap(lambda example, key: loss(params, example, key, *fixed))(*part).mean()
 
             return jax.tree.map(jnp.add, total, jax.value_and_grad(mean)(params)), None
 
-        total, _ = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, (0.0, params)), (rows, keys))
+        total, _ = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, (0.0, params)), (batch, keys))
         value, grads = jax.tree.map(lambda x: x / len(keys), total)
         changes, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, changes)
@@ -55,113 +58,135 @@ def updater(loss, optimizer, seed, mesh, fixed=(), ema=0):
 
 
 def averaged(average, params, step, ema):
-    """The moving average of the weights, of which each step keeps the share ema; at first less, to forget the start."""
+    """The moving average of the weights, which keeps the share ema per step; less at first, to forget the start."""
     if average is None:
         return None
     kept = jnp.minimum(ema, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
 
 
+def in_parts(batch, mesh, micro_batch_size):
+    """A batch as arrays [n_parts, n_examples, ...]: the parts one after the other, the examples split over devices."""
+    # on a CPU one example per device, whose numbers stay in the cache (a third faster); elsewhere all at once
+    size = micro_batch_size or (1 if jax.default_backend() == "cpu" else None)
+    n = size * mesh.shape["data"] if size else len(jax.tree.leaves(batch)[0])
+    return put_rows(jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), batch), mesh, 1)
+
+
 # --- the loop ---
 
 
-def fit(
-    params,
-    loss,
-    rows,
-    held_out,
-    save,
-    optimizer,
-    folder,
-    settings,
-    fixed=(),
-    mesh=None,
-    ema=0,
-    micro_batch_size=None,
-    speed=lambda rate: f"{rate:.2f} steps/s",
-):
+class Run:
+    """How far a training run has come.
+
+    tree: see begin; best: the weights with the lowest held-out loss so far, in NumPy; losses: of each step since the
+    last evaluation; history: see fit.
+    """
+
+    def __init__(self, params, start, folder, settings, steps, mesh):
+        """Resumes the run in the folder, if there is one; otherwise its tree is start(params)."""
+        self.folder, self.settings, self.steps, self.mesh = folder, settings, steps, mesh
+        self.losses = []
+        saved = read_state(folder, settings, (jax.eval_shape(start, params), params))
+        (tree, self.best), self.history = saved or ((None, None), [])
+        check_same(json.dumps([settings, self.history, steps]))
+        self.tree = split(tree, mesh) if saved else start(split(params, mesh))
+
+    @property
+    def step(self):
+        """The number of steps made."""
+        return int(self.history[-1][0] if self.history else 0) + len(self.losses)
+
+    def since_best(self):
+        """The number of evaluations since the best one."""
+        return int(np.argmin([min(row[2:]) for row in reversed(self.history)])) if self.history else 0
+
+    def check(self, loss):
+        """Raises ValueError unless the loss is finite."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at step {self.step}: try a lower learning_rate under another name; "
+                + (f"{self.folder} keeps the best weights so far" if self.history else "nothing was saved so far")
+            )
+
+    def advance(self, update, batch):
+        """Makes one step and returns its loss."""
+        self.tree, loss = update(self.tree, batch, self.step)
+        self.losses.append(float(loss))
+        self.check(self.losses[-1])
+        return self.losses[-1]
+
+    def evaluate(self, held_out, save):
+        """Adds a row to the history, saves the state and, if they are the best so far, the weights."""
+        candidates = [weights for weights in (self.tree[0], self.tree[2]) if weights is not None]
+        found = [held_out(weights) for weights in candidates]
+        self.check(sum(found))
+        is_best = min(found) < min((min(row[2:]) for row in self.history), default=math.inf)
+        self.history.append([self.step, sum(self.losses) / len(self.losses), *found])
+        self.losses = []
+        if is_best:
+            self.best = fetch(candidates[np.argmin(found)], self.mesh)
+        write_state(self.folder, self.settings, self.steps, (fetch(self.tree, self.mesh), self.best), self.history)
+        if is_best:
+            save(self.best, self.history)
+
+
+def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(), mesh=None, micro_batch_size=None,
+        speed=lambda rate: f"{rate:.2f} steps/s", tell=lambda seconds, steps: None):  # fmt: skip
     """Trains params on loss; calls save(params, history) whenever held_out(params) is lower than ever. Returns history.
 
-    loss(params, row, key, *fixed) -> float: of one row; rows(rng) -> an array [batch_size, ...], or a tree of such;
+    loss(params, example, key, *fixed) -> float; draw(rng) -> a batch: an array [batch_size, ...] or a tree of them;
     held_out(params) -> float; optimizer(steps) -> an optimizer of optax.
-    settings: a dict with steps (None: as many as fit in minutes), minutes, eval_every, seed, maybe patience (how many
-    evaluations that bring nothing better end it), and whatever else decides what comes out. The folder keeps the state
-    of the last evaluation until the caller, whose work may not be done yet, calls finish(folder).
-    mesh: by default all devices deal out the rows. ema: from 0 up to 1; above 0 an average of the weights is kept, too,
-    and held_out decides between them. micro_batch_size: rows that a device works on at a time.
-    speed(steps a second) -> a text that the bar shows.
-    history: [step, mean loss since the one before, held-out loss (of the average, too)] for each evaluation, one every
-    eval_every steps. All processes take part and get the same; process 0 prints and writes the state.
-    Raises ValueError if a loss is no number any more, or if the state in folder belongs to other settings.
+    settings: all that decides the result, with eval_every, seed and steps (None: as many as fit in minutes); optionally
+    ema, to average the weights and keep the better ones, and patience, the evaluations without a new best that end it.
+    mesh: by default all devices share the batch. micro_batch_size: examples that a device works on at a time.
+    speed(steps per second) -> a text for the progress bar; tell(seconds per step, steps) is called after two steps.
+    history: [step, mean loss since the previous row, held-out loss (also of the average)] for each evaluation.
+    The folder keeps the state until the caller calls finish(folder). All processes get the same; process 0 writes.
+    Raises ValueError if a loss is not finite, or if the state in folder belongs to other settings.
     """
     from tqdm import tqdm
 
-    eval_every, seed, mesh, is_first = settings["eval_every"], settings["seed"], mesh or all_devices(), is_process_0()
-    # on a CPU a row a device at a time, whose numbers stay in its cache (a third faster); elsewhere all at once
-    micro_batch_size = micro_batch_size or (1 if jax.default_backend() == "cpu" else None)
+    mesh = mesh or all_devices()
+    seed, ema = settings["seed"], settings.get("ema", 0)
+    start = jax.jit(functools.partial(begin, optimizer=optimizer(1000), averaging=ema > 0, mesh=mesh))
 
-    def batch(step):  # depends on nothing else, so that a training which goes on sees what it would have seen
-        drawn = rows(np.random.default_rng([seed, step]))
-        n = micro_batch_size * mesh.shape["data"] if micro_batch_size else len(jax.tree.leaves(drawn)[0])
-        return put_rows(jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), drawn), mesh, 1)
+    def batch(step):  # depends on nothing else, so that a resumed run draws the same batches
+        return in_parts(draw(np.random.default_rng([seed, step])), mesh, micro_batch_size)
 
-    def begin(params):
-        copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
-        return keep_split((copies[0], optimizer(1000).init(params), copies[1] if ema else None), mesh)
-
-    def check(value):
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is {value} at step {step + 1}: try a lower learning_rate under another name; "
-                + (f"{folder} keeps the best weights so far" if history else "nothing was saved so far")
-            )
-
-    def start():
-        return jax.jit(begin)(split(params, mesh))
-
-    def make_update(steps):
+    def update_of(steps):
         return updater(loss, optimizer(steps), seed, mesh, fixed, ema)
 
     steps = settings["steps"] or saved_steps(folder)
-    steps = steps or _steps_in(settings["minutes"], make_update(1000), start(), batch(0))
-    update = make_update(steps)
-    saved = read_state(folder, settings, (jax.eval_shape(begin, params), params))
-    (tree, best), history = saved or ((None, None), [])
-    check_same(json.dumps([settings, history, steps]))
-    if history:
-        save(best, history)  # in case the kill came between the state and the model
-    tree, first_step = split(tree, mesh) if saved else start(), int(history[-1][0]) if history else 0
-    losses, times = [], []
+    steps = steps or steps_in(settings["minutes"], update_of(1000), start(split(params, mesh)), batch(0))
+    update = update_of(steps)
+    run = Run(params, start, folder, settings, steps, mesh)
+    if run.history:
+        save(run.best, run.history)  # in case the kill came between the state and the model
+    times = []
     with (
-        tqdm(desc="training", total=steps, initial=first_step, disable=None if is_first else True) as bar,
-        contextlib.closing(read_ahead(batch, range(first_step, steps))) as batches,
+        tqdm(desc="training", total=steps, initial=run.step, disable=None if is_process_0() else True) as bar,
+        contextlib.closing(read_ahead(batch, range(run.step, steps))) as batches,
     ):
-        for step, (now, waited) in enumerate(batches, first_step):
-            if history and np.argmin([min(row[2:]) for row in reversed(history)]) >= settings.get("patience", steps):
+        for examples, waited in batches:
+            if run.since_best() >= settings.get("patience", steps):
                 break
-            began, made = time.perf_counter(), step + 1
-            tree, value = update(tree, now, step)
-            losses.append(float(value))
+            began = time.perf_counter()
+            value = run.advance(update, examples)
             times.append((waited, waited + time.perf_counter() - began))
-            check(losses[-1])
-            if made % eval_every == 0 or made == steps:
-                found = [held_out(weights) for weights in (tree[0], tree[2]) if weights is not None]
-                check(sum(found))
-                better = not history or min(found) < min(min(row[2:]) for row in history)
-                history.append([made, sum(losses) / len(losses), *found])
-                best, losses = fetch(tree[0] if found[0] == min(found) else tree[2], mesh) if better else best, []
-                write_state(folder, settings, steps, (fetch(tree, mesh), best), history)
-                if better:
-                    save(best, history)
-                if is_first:
-                    tqdm.write(describe(*history[-1]), file=sys.stderr)
+            if len(times) == 2:  # the first step also compiles
+                tell(times[1][1], steps)
+            if run.step % settings["eval_every"] == 0 or run.step == steps:
+                run.evaluate(held_out, save)
+                if is_process_0():
+                    tqdm.write(describe(*run.history[-1]), file=sys.stderr)
             bar.update()
-            last = f", held out {history[-1][2]:.3f}" if history else ""
+            last = f", held out {run.history[-1][2]:.3f}" if run.history else ""
             bar.set_postfix_str(f"loss {value:.3f}{last}, {speed(bar.format_dict['rate'] or 0)}")
-    if is_first and len(times) > 1:
-        waited, took = np.sum(times[1:], axis=0)  # the first step compiles
-        print(f"{speed((len(times) - 1) / took)}; {waited / took:.1%} of the time waiting for rows", file=sys.stderr)
-    return history
+    if is_process_0() and len(times) > 1:
+        waited, took = np.sum(times[1:], axis=0)
+        print(f"{speed((len(times) - 1) / took)}; {waited / took:.1%} of the time waiting for batches", file=sys.stderr)
+    return run.history
 
 
 def describe(made, loss, held_out, of_average=None):
@@ -170,21 +195,13 @@ def describe(made, loss, held_out, of_average=None):
     return f"step {made}: loss {loss:.4f}, held out {held_out:.4f}{average}"
 
 
-def is_process_0():
-    """Whether this process is the one that prints and writes."""
-    return jax.process_index() == 0
-
-
-def _steps_in(minutes, update, tree, rows):
-    """How many updates fit into so many minutes, as process 0 finds; the first compiles and does not count."""
-    tree, value = update(tree, rows, 0)
+def steps_in(minutes, update, tree, batch):
+    """How many updates fit in so many minutes, as process 0 measures; the first one compiles and does not count."""
+    tree, value = update(tree, batch, 0)
     float(value)
     start, n = time.perf_counter(), 5
     for step in range(n):
-        tree, value = update(tree, rows, step)
+        tree, value = update(tree, batch, step)
     float(value)
     steps = max(1, int(n * 60 * minutes / (time.perf_counter() - start)))
     return int(multihost_utils.broadcast_one_to_all(np.int32(steps)))
-
-
-# --- what the learning chapters have in common ---

@@ -1,4 +1,4 @@
-"""Optimizers."""
+"""The optimizers, by optax: AdamW to adapt a model, Muon with AdamW to train one from scratch."""
 
 import functools
 import math
@@ -9,16 +9,17 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 
 def schedule(steps, learning_rate):
-    """Warm-up, as the first gradients point anywhere; then down along a cosine, to settle.
+    """The learning rate of each step: a short linear warm-up, then down along half a cosine to 2%.
 
-    Update i of the first n has (i + 1) / (n + 1) of the learning rate: at 0 the first one would change nothing."""
+    Update i of the first n has (i + 1) / (n + 1) of the learning rate: starting at 0 would waste the first one.
+    """
     n = min(math.ceil(0.03 * steps), steps - 1)
     return optax.warmup_cosine_decay_schedule(learning_rate / (n + 1), learning_rate, n, steps, 0.02 * learning_rate)
 
 
 def adamw(steps, learning_rate):
-    """AdamW (https://arxiv.org/abs/1711.05101): what was learned before should not be forgotten at once, so there is
-    little decay, and of matrices only."""
+    """AdamW (https://arxiv.org/abs/1711.05101), with little weight decay, so that the base model is not forgotten, and
+    of matrices only."""
     return optax.chain(
         optax.clip_by_global_norm(1),
         optax.adamw(
@@ -31,14 +32,14 @@ def adamw(steps, learning_rate):
 
 
 def muon_and_adamw(steps, learning_rate, weight_decay):
-    """Muon (https://kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for all else.
+    """Muon (https://kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for everything else.
 
-    Muon moves a matrix in all directions alike, which takes fewer steps; its updates are made as large as AdamW's
-    (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay, as a norm's g
-    has its right size. Clipping: for the odd batch.
+    Muon changes a matrix equally in all directions, which takes fewer steps. Its updates are scaled to the size of
+    AdamW's (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay: the g
+    of a layer norm already has the right size. Gradients are clipped because of rare bad batches.
     """
 
-    def for_muon(path, x):  # all axes of a w but the first one are its outputs
+    def for_muon(path, x):  # all axes of a w but the first are its outputs
         is_matrix = path[0].key == "blocks" and path[-1].key == "w"
         return MuonDimensionNumbers(0, tuple(range(1, x.ndim))) if is_matrix else None
 

@@ -1,12 +1,12 @@
-"""Less time and less memory for a step, each a variant of the model that learns.
+"""Less time or less memory per step, each as a variant of the model that learns.
 
-in_bfloat16: the products, which take the time, are several times faster on a GPU or TPU, and on some CPUs. The weights,
-sums and all in between stay float32, as small steps would be lost in rounding (Micikevicius et al. 2018,
+in_bfloat16: matrix products, which take most of the time, are several times faster on GPUs, TPUs and some CPUs. Weights
+and sums stay float32, as rounding would swallow small steps (Micikevicius et al. 2018,
 https://arxiv.org/abs/1710.03740).
 
-rematerialized: of a block only its input is kept for the way back, where the rest is computed again: a third more work,
-and memory for one block instead of all (Chen et al. 2016, https://arxiv.org/abs/1604.06174). On a CPU, XLA finds that
-both are the same and makes them one again, so that nothing is saved there.
+rematerialized: the forward pass keeps only the input of each block, and the backward pass computes the rest again: a
+third more work, and memory for the activations of one block instead of all (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174). On a CPU it saves nothing, as XLA notices that both computations are the same.
 """
 
 import functools
@@ -31,15 +31,18 @@ def attention(q, k, v, mask):  # as gpt2.attention
 
 
 def in_bfloat16(model):
+    """The model with the products of its blocks in bfloat16."""
     return variant(model, linear=linear, attention=attention)
 
 
 def with_projection_in_bfloat16(model):
-    """The logits, too, which are a third of a small model's work."""
+    """The model with the projection to logits, a third of a small model's work, in bfloat16."""
     return variant(model, gpt2=lambda x, wte, **rest: linear(model.hidden_states(x, wte, **rest), wte.T, 0.0))
 
 
 def rematerialized(model):
+    """The model with blocks whose activations are computed again in the backward pass."""
+
     def transformer_block(x, n_head, kv, past, **arrays):
         return jax.checkpoint(functools.partial(model.transformer_block, n_head=n_head))(x, **arrays)
 

@@ -1,7 +1,7 @@
-"""The state of a training on disk: all that it takes to go on as if nothing had happened, in one file of the folder.
+"""The state of a training run on disk: all that it takes to resume as if nothing had happened, in one file.
 
-The file is there from the first evaluation until the work is done, and is replaced whole. A run goes on from it only if
-it is the same work (see beyond/files.py), on any number of devices and processes.
+The file exists from the first evaluation until the work is done, and is always replaced as a whole. A run resumes from
+it only if it is the same work (files/runs.py), on any number of devices and processes.
 """
 
 import json
@@ -11,27 +11,48 @@ import zipfile
 import jax
 import numpy as np
 
+from beyond.devices.processes import is_process_0
 from beyond.files import runs, writing
+import utils
+
+STATE = "train.npz"
 
 
 def load_npz(path, *names):
-    """{name: array} of a file that NumPy saved, of all or of these. Raises ValueError for any other file."""
+    """{name: array} of a file that NumPy saved, all or only these. Raises ValueError for any other file."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in names or file}
     except (ValueError, EOFError, KeyError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile):
         raise ValueError(
-            f"{path} is damaged, or another program's: remove it, or what it is in, and begin again"
+            f"{path} is damaged or from another program: remove it, or its folder, and start again"
         ) from None
 
 
 def state_path(folder):
-    return os.path.join(folder, runs.STATE)
+    return os.path.join(folder, STATE)
+
+
+def check_new(folder):
+    """Raises ValueError unless a model can be made in the folder: it does not exist, is empty, or holds a run's state.
+
+    A run that was killed while it wrote its first state leaves nothing but an incomplete copy of it.
+    """
+    if os.path.basename(os.path.realpath(folder)) in utils.SHA256:
+        raise ValueError(f"{folder} has the name of one of OpenAI's models: give another name")
+    if not os.path.exists(folder):
+        return
+    if not os.path.isdir(folder):
+        raise ValueError(f"{folder} is a file: give the name of a new folder")
+    found = set(os.listdir(folder))
+    if STATE not in found and not all(map(writing.is_part, found)):
+        what = "is a model already" if {utils.DATA, "adapter.npz"} & found else "holds other files"
+        raise ValueError(f"{folder} {what}: give another name, or remove that folder")
 
 
 def write_state(folder, settings, steps, tree, history):
-    """Keeps the last evaluation's state, all at once. Process 0 does it, for all."""
-    if jax.process_index():
+    """Saves the state after an evaluation. Process 0 does it for all."""
+    if not is_process_0():
         return
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tree))}
     os.makedirs(folder, exist_ok=True)
@@ -44,9 +65,9 @@ def write_state(folder, settings, steps, tree, history):
 def check_state(folder, settings):
     """Whether the folder holds the state of a run with these settings. Raises ValueError unless it does, or is new.
 
-    To be called before anything takes long or is written.
+    To be called before anything slow, and before anything is written.
     """
-    writing.check_new(folder)
+    check_new(folder)
     if not os.path.exists(state_path(folder)):
         return False
     runs.same_work(folder, str(load_npz(state_path(folder), "settings")["settings"]), settings)
@@ -54,12 +75,12 @@ def check_state(folder, settings):
 
 
 def saved_steps(folder):
-    """How many steps the run in the folder makes; None where there is none."""
+    """How many steps the run in the folder makes in all; None if there is no run."""
     return int(load_npz(state_path(folder), "steps")["steps"]) if os.path.exists(state_path(folder)) else None
 
 
 def read_state(folder, settings, tree):
-    """(tree, history) as write_state had them, with the structure of tree; None where there is none."""
+    """(tree, history) as write_state got them, with the structure of tree; None if there is no run."""
     if not check_state(folder, settings):
         return None
     leaves, structure = jax.tree.flatten(tree)
@@ -71,6 +92,8 @@ def read_state(folder, settings, tree):
 
 
 def finish(folder):
-    """Marks the folder as finished."""
-    if jax.process_index() == 0:
+    """Marks the folder as finished; removes incomplete files that killed runs left."""
+    if is_process_0():
+        for name in filter(writing.is_part, os.listdir(folder)):
+            os.remove(os.path.join(folder, name))
         os.remove(state_path(folder))
