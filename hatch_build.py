@@ -2,7 +2,8 @@
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SAME = "__main__.py", "cli.py", "encoder.py", "gpt2.py", "gpt2_pico.py", "utils.py", "models/shakespeare"
+MODULES = "__main__", "cli", "encoder", "gpt2", "gpt2_pico", "tf_checkpoint", "utils"
+SAME = *(f"{name}.py" for name in MODULES), "models/shakespeare"
 FILES = {"picogpt.py": "__init__.py", **{name: name for name in SAME}}
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODULES = "cli", "encoder", "gpt2", "gpt2_pico", "utils"
+MODULES = "cli", "encoder", "gpt2", "gpt2_pico", "tf_checkpoint", "utils"
 
 
 def _load(name):

@@ -29,7 +29,7 @@ def test_what_the_wheel_holds(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     ours = [name for name in names if ".dist-info/" not in name]
     assert {name.partition("/")[0] for name in ours} == {"picogpt"}
-    modules = {"__init__", "__main__", "cli", "encoder", "gpt2", "gpt2_pico", "utils"}
+    modules = {"__init__", "__main__", "cli", "encoder", "gpt2", "gpt2_pico", "tf_checkpoint", "utils"}
     assert {name for name in ours if name.endswith(".py")} == {f"picogpt/{name}.py" for name in modules}
     assert {name.rpartition("/")[2] for name in ours if "shakespeare" in name} >= {"encoder.json", "model.ckpt.index"}
 

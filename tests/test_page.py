@@ -83,7 +83,7 @@ def test_a_folder_is_filled_and_repaired(tmp_path):
     """From a server with a CDN's paths and invented files, in a copy of the repository whose table lists them."""
     for part in "page", "beyond":
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in "cli.py", "utils.py", "encoder.py":
+    for name in "cli.py", "utils.py", "tf_checkpoint.py", "encoder.py":
         shutil.copy(ROOT / name, tmp_path)
     data = {one["name"]: one["name"].encode() * 3 for one in TABLE}
     rows = [

@@ -37,7 +37,7 @@ def test_every_requirement_is_needed_and_has_its_reason():
 
 def test_the_files_exist():
     files = re.findall(r"^\| `([\w./]+)` \|", README, re.M)
-    assert len(files) == 11 and all((ROOT / name).exists() for name in files)
+    assert len(files) == 12 and all((ROOT / name).exists() for name in files)
     for page in "README.md", "beyond/README.md", "CONTRIBUTING.md":
         links = re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", (ROOT / page).read_text("utf-8"))
         assert len(links) > 2 and all((ROOT / page).parent.joinpath(link).exists() for link in links), links
