@@ -60,7 +60,7 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("tf_checkpoint.py", "<< 16", "<< 15", "load", "types_and_data_files"),
     ("tf_checkpoint.py", 'np.uint8, "c"', 'np.uint8, "r+"', "load", "file_alone"),
     ("utils.py", '"wte": params["wte"][:n]', '"wte": params["wte"]', "faults", "never_chosen"),
-    ("beyond/checkpoint.py", "0.02 / math.sqrt(2 * n_layer)", "0.02 / math.sqrt(n_layer)", "train", "are_gpt2s"),
+    ("beyond/formats/checkpoint.py", "0.02 / math.sqrt(2 * n_layer)", "0.02 / math.sqrt(n_layer)", "train", "are_gpt2s"),
     # the command line, and files
     ("utils.py", "except MemoryError:", "except ZeroDivisionError:", "faults", "memory_that"),
     ("utils.py", ', (bool, np.bool_))', ", ())", "gpt2", "filled_exactly"),

@@ -1,2 +1,2 @@
-"""A model in the formats of others: TensorFlow's checkpoint (checkpoint), which is also PicoGPT's own, and the Hugging
-Face hub (hub) with the weights (transformers_folder) and tokenizers (vocabulary) of the transformers library."""
+"""The formats in which models are stored elsewhere: TensorFlow's checkpoint written (checkpoint), the Hugging Face hub
+(hub), and the folders of the transformers library: sizes and weights (transformers_folder), vocabulary (vocabulary)."""

@@ -1,17 +1,14 @@
-"""A model folder, made: parameters before the first step, and a checkpoint as OpenAI's are, without TensorFlow.
+"""Writing a model folder: parameters before the first step of training, and OpenAI's checkpoint format.
 
     checkpoint.save_model(checkpoint.initial_params(**hparams), hparams, "models/mine")
 
-The bytes are those that TensorFlow's own writer gives.
+The checkpoint has the same bytes as if TensorFlow had written it; tf_checkpoint.py reads it and explains the format.
 model.ckpt.data-00000-of-00001 holds the numbers: float32, the tensors sorted by name, back to back. model.ckpt.index
-says where each of them is. It is a table of LevelDB (https://github.com/google/leveldb/blob/main/doc/table_format.md),
-from the name to a protocol buffer (BundleEntryProto in TensorFlow's tensor_bundle.proto). A name gives only what
-differs from the name before. The second and third entry of OpenAI's 124M:
+maps each name to a type (1, float32), shape, offset, length and checksum. It stores only what differs from the name
+before. The second and third entry of OpenAI's 124M, in hexadecimal:
 
     00 16 11  model/h0/attn/c_attn/b  0801  1205 1203 088012                            288048      3574 3d278c15
     15 01 1f  w                       0801  120e 1202 0801 1203 088006 1203 088012      208048      2880 80b00335...
-
-Checksums are CRC-32C, mixed as LevelDB does it. TensorFlow compares them when it reads a tensor.
 """
 
 import json
@@ -24,50 +21,22 @@ import google_crc32c
 import numpy as np
 
 from beyond.files import reading, writing
+import tf_checkpoint
 import utils
 
 
 def initial_params(n_vocab, n_ctx, n_embd, n_head, n_layer, seed=0):
-    """Parameters before the first step, as in GPT-2 (section 2.3 of its paper): weights normal with deviation 0.02,
-    in front of a residual sum 0.02 / sqrt(2 n_layer), as that sum has 2 n_layer terms; g 1, b 0."""
+    """Parameters before the first step, as in GPT-2 (section 2.3 of its paper): weights are normal with a standard
+    deviation of 0.02, or 0.02 / sqrt(2 n_layer) in front of a residual sum, which has 2 n_layer terms; g 1, b 0."""
     rng = np.random.default_rng(seed)
-
-    def normal(*shape, scale=0.02):
-        return scale * rng.standard_normal(shape, np.float32)
-
-    def norm():
-        return {"g": np.ones(n_embd, np.float32), "b": np.zeros(n_embd, np.float32)}
-
-    def layer(n_in, n_out, scale=0.02):
-        return {"w": normal(n_in * n_embd, n_out * n_embd, scale=scale), "b": np.zeros(n_out * n_embd, np.float32)}
-
-    residual = 0.02 / math.sqrt(2 * n_layer)
-    return {
-        "wte": normal(n_vocab, n_embd),
-        "wpe": normal(n_ctx, n_embd),
-        "ln_f": norm(),
-        "blocks": [
-            {
-                "ln_1": norm(),
-                "attn": {"c_attn": layer(1, 3), "c_proj": layer(1, 1, residual)},
-                "ln_2": norm(),
-                "mlp": {"c_fc": layer(1, 4), "c_proj": layer(4, 1, residual)},
-            }
-            for _ in range(n_layer)
-        ],
-    }
-
-
-def tensors(params, prefix="model"):
-    """Yields (name, array) in the checkpoint's names: params["blocks"][3]["ln_1"]["g"] is model/h3/ln_1/g."""
-    for key, value in params.items():
-        if key == "blocks":
-            for i, block in enumerate(value):
-                yield from tensors(block, f"{prefix}/h{i}")
-        elif isinstance(value, dict):
-            yield from tensors(value, f"{prefix}/{key}")
+    arrays = {}
+    for name, shape in utils.shapes_of(n_vocab, n_ctx, n_embd, n_head, n_layer).items():
+        if name.endswith(("/g", "/b")):
+            arrays[name] = np.full(shape, name.endswith("/g"), np.float32)
         else:
-            yield f"{prefix}/{key}", value
+            scale = 0.02 / math.sqrt(2 * n_layer) if name.endswith("c_proj/w") else 0.02
+            arrays[name] = scale * rng.standard_normal(shape, np.float32)
+    return utils.nested(arrays)
 
 
 # --- a folder ---
@@ -76,12 +45,13 @@ CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "
 
 
 def save_model(params, hparams, folder):
-    """Writes hparams.json and the checkpoint; encoder.json and vocab.bpe come from elsewhere.
+    """Writes hparams.json and the checkpoint into a folder, which needs encoder.json and vocab.bpe as well.
 
-    They are made in a folder of their own, model.ckpt.part, and take their places only when all are whole. Raises
-    OSError if the disk is full or the folder may not be written to; then all that was there is as it was.
+    They are written to model.ckpt.part and moved into place when all are complete. Raises OSError if the disk is full
+    or the folder cannot be written to; the files in it are then unchanged.
     """
-    part, arrays = os.path.join(folder, "model.ckpt.part"), dict(tensors(params))
+    part = os.path.join(folder, "model.ckpt.part")
+    arrays = {f"model/{name}": array for name, array in utils.named_arrays(params)}
     shutil.rmtree(part, ignore_errors=True)  # from a run that was killed
     try:
         os.makedirs(part)
@@ -101,7 +71,7 @@ def save_model(params, hparams, folder):
 
 
 def save_folder(params, hparams, folder, model_size, models_dir):
-    """Writes a model's seven files, with the vocabulary of the model that it comes from."""
+    """Writes a model's seven files, with the vocabulary of the model it is based on."""
     save_model(params, hparams, folder)
     for name in "encoder.json", "vocab.bpe":
         text = reading.read_text(os.path.join(utils.folder_of(model_size, models_dir), name))
@@ -110,15 +80,17 @@ def save_folder(params, hparams, folder, model_size, models_dir):
 
 # --- a checkpoint ---
 
-RESTART = 16  # after so many entries a name is given in full, for binary search
+RESTART = 16  # every 16th name is stored in full, for binary search
 
 
 def save_checkpoint(prefix, names, tensor):
-    """Writes prefix.index, .data-00000-of-00001 and .meta: for each of names the float32 array that tensor(name) gives.
+    """Writes prefix.index, .data-00000-of-00001 and .meta: for each of names, the float32 array tensor(name).
 
-    Holds one tensor in memory at a time. The files are not whole until it returns. Raises OSError, out of space say.
+    Holds one tensor in memory at a time. The files are incomplete until it returns. Raises OSError, such as for a full
+    disk.
     """
-    entries, offset = [(b"", b"\x08\x01\x1a\x02\x08\x01")], 0  # the header: one data file, version 1
+    entries = [(b"", b"\x08\x01\x1a\x02\x08\x01")]  # the header: one data file, version 1
+    offset = 0
     with open(f"{prefix}.data-00000-of-00001", "wb") as file:
         for name in sorted(names, key=str.encode):
             array = np.ascontiguousarray(tensor(name), "<f4")
@@ -133,53 +105,54 @@ def save_checkpoint(prefix, names, tensor):
 
 
 def entry(shape, offset, data):
-    """What the index says about a tensor: each field is a tag, 8 * its number + the kind of value, and the value."""
-    sizes = b"".join(b"\x12" + block(b"\x08" + varint(n)) for n in shape)
-    place = (b"\x20" + varint(offset) if offset else b"") + b"\x28" + varint(len(data))  # an offset of 0 is left out
-    return b"\x08\x01" + b"\x12" + block(sizes) + place + b"\x35" + checksum(data)
+    """A tensor's protocol buffer: each field is a tag, 8 * its number + the kind of its value, and the value."""
+    sizes = b"".join(b"\x12" + sized(b"\x08" + varint(n)) for n in shape)
+    position = (b"\x20" + varint(offset) if offset else b"") + b"\x28" + varint(len(data))  # an offset of 0 is omitted
+    return b"\x08\x01" + b"\x12" + sized(sizes) + position + b"\x35" + checksum(data)
 
 
 def table(entries):
-    """LevelDB's table of [(key, value)], sorted: a block of entries, an empty one, one to find the first, a footer."""
-    data = sealed(entries_block(entries))
-    empty = sealed(entries_block([]))
+    """LevelDB's table of sorted [(key, value)]: their block, an empty one, one that locates the first, and a footer."""
+    data = sealed(block(entries))
+    empty = sealed(block([]))
     last = entries[-1][0]
-    index = sealed(entries_block([(bytes([last[0] + 1]), handle(0, data))]))  # a key after the last one, the shortest
+    index = sealed(block([(bytes([last[0] + 1]), handle(0, data))]))  # the shortest key after the last one
     footer = handle(len(data), empty) + handle(len(data + empty), index)
     return data + empty + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
-def entries_block(entries):
+def block(entries):
+    """[(key, value)] as bytes, each key without what it shares with the key before it."""
     body, before, restarts = b"", b"", [0]
     for i, (key, value) in enumerate(entries):
         if i and i % RESTART == 0:
             restarts.append(len(body))
             before = b""
-        same = len(os.path.commonprefix([before, key]))
-        body += varint(same) + varint(len(key) - same) + varint(len(value)) + key[same:] + value
+        n_shared = len(os.path.commonprefix([before, key]))
+        body += varint(n_shared) + varint(len(key) - n_shared) + varint(len(value)) + key[n_shared:] + value
         before = key
     return body + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
 def sealed(block):
-    """A block with its trailer: 0, as it is not compressed, and the checksum."""
+    """A block with its trailer: a 0, because it is not compressed, and the checksum."""
     return block + b"\0" + checksum(block + b"\0")
 
 
-def handle(offset, block):
-    """Where a block is and how long, without its trailer of five bytes."""
-    return varint(offset) + varint(len(block) - 5)
+def handle(offset, sealed_block):
+    """The offset and size of a block, without its trailer of five bytes."""
+    return varint(offset) + varint(len(sealed_block) - 5)
 
 
 def checksum(data):
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32)  # as the data may have checksums inside
+    return struct.pack("<I", tf_checkpoint.masked(google_crc32c.value(data)))
 
 
-def block(data):
+def sized(data):
+    """Bytes with their length in front."""
     return varint(len(data)) + data
 
 
 def varint(n):
-    """A whole number, seven bits per byte, low ones first; the high bit says that more follow."""
+    """The inverse of tf_checkpoint.varint."""
     return bytes([n]) if n < 128 else bytes([n % 128 + 128]) + varint(n // 128)
