@@ -1,9 +1,9 @@
-"""Makes tests/golden.npz: what Hugging Face transformers computes for models that anyone can make again from a formula.
+"""Writes tests/golden.npz: outputs of Hugging Face transformers for models whose weights follow from a formula.
 
     pip install torch transformers && python tests/golden.py
 
-Kept: logits of the model for each of CONFIGS, and the probabilities that its temperature, top_k and top_p leave of a
-row of scores, for each of WARPS. The tests make the same weights by weights() and compare; they need neither package.
+It has the logits for each of CONFIGS and, for each of WARPS, the probabilities of SCORES after that temperature, top_k
+and top_p. The tests make the same weights by weights() and compare; they need neither package.
 """
 
 import os
@@ -41,11 +41,11 @@ def shapes(n_vocab, n_ctx, n_embd, n_head, n_layer):
 
 
 def weights(hparams):
-    """{name: float32 array} for each of shapes, by a formula that needs no random numbers."""
+    """{name: float32 array} for each of shapes, by a formula without random numbers."""
     made = {}
     for i, (name, shape) in enumerate(shapes(**hparams).items()):
         wave = np.sin(np.arange(np.prod(shape), dtype=np.float64) * (1.7 + 0.31 * i)).reshape(shape)
-        made[name] = ((1 if name.endswith("/g") else 0) + 0.3 * wave).astype(np.float32)
+        made[name] = (name.endswith("/g") + 0.3 * wave).astype(np.float32)
     return made
 
 
@@ -76,10 +76,8 @@ def hugging_face(hparams):
         state["transformer." + name] = torch.from_numpy(array.squeeze(0) if array.ndim == 3 else array)
     state["lm_head.weight"] = state["transformer.wte.weight"]
     missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.endswith(("attn.bias", "masked_bias")) for name in missing), (
-        missing,
-        unexpected,
-    )
+    assert not unexpected, unexpected
+    assert all(name.endswith(("attn.bias", "masked_bias")) for name in missing), missing
     with torch.no_grad():
         return model(torch.from_numpy(inputs(hparams))[None]).logits[0].numpy()
 

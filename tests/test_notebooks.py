@@ -74,7 +74,7 @@ def test_a_notebook_has_all_blocks_of_the_page_and_a_cell_per_exercise():
     assert sorted(judge.NAMES) == sorted(name for name in judge.NAMES if stubs.count(f"def {name}(") == 1)
 
 
-def test_links_within_a_notebook():
+def test_links_inside_a_notebook():
     page = '# A\n\n[b](#b-c-d) [c](README.zh.md)\n\n[x](../gpt2.py#L1-L2 "def softmax")\n```python\n1\n```\n\n## B `c` (d)\n'
     assert notebooks.anchors(page) == {"a": "A", "b-c-d": "B-c-%28d%29"}
     cells = notebooks.Cells(page, None, "")
@@ -124,18 +124,27 @@ def test_a_page_as_a_notebook(tmp_path):
 
 
 def test_the_first_cell_fetches_the_repository_if_it_is_missing(tmp_path):
-    there, empty = tmp_path / "there", tmp_path / "empty"
-    (there / "beyond").mkdir(parents=True)
+    """With a pip that only prints its arguments."""
+    source = tmp_path / "source"
+    empty = tmp_path / "empty"
+    (source / "beyond").mkdir(parents=True)
     empty.mkdir()
+    (source / "pip.py").write_text("import sys; print(*sys.argv[1:], flush=True)")
     for name in "gpt2.py", "requirements.txt", "beyond/requirements.txt":
-        (there / name).write_text("")
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(there)]
+        (source / name).write_text("")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(source)]
     for words in ["init", "-q"], ["add", "."], ["commit", "-qm", "all"]:
         subprocess.run([*git, *words], check=True)
-    code = notebooks.SETUP.format(there.as_uri()).replace("from IPython.display import SVG", "print(os.getcwd())")
-    for cwd, expected in (empty, empty / "picogpt"), (empty / "picogpt", empty / "picogpt"), (there / "beyond", there):
+    code = notebooks.SETUP.format(source.as_uri()).replace("from IPython.display import SVG", "print(os.getcwd())")
+    installed = "install -q -r requirements.txt -r beyond/requirements.txt"
+    for cwd, folder, lines in (
+        (empty, empty / "picogpt", [installed]),
+        (empty / "picogpt", empty / "picogpt", []),
+        (source / "beyond", source, []),
+    ):
         done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
-        assert os.path.samefile(done.stdout.splitlines()[-1], expected)
+        *found, last = done.stdout.splitlines()
+        assert found == lines and os.path.samefile(last, folder)
 
 
 def test_every_cell_prints_the_stored_output(tmp_path):

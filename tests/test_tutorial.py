@@ -1,4 +1,4 @@
-"""The tutorial: every block prints what stands below it, every excerpt is the source, every picture is drawn anew."""
+"""The tutorial: code blocks print the output shown, excerpts equal the source, pictures equal those drawn again."""
 
 import ast
 import importlib
@@ -24,9 +24,9 @@ ENGLISH, CHINESE = PAGES.values()
 
 
 def same(a, b):
-    """Whether two outputs are equal, but for white space and a unit in the last digit of decimals.
+    """Whether two outputs are equal, except for white space and one unit in the last digit of decimals.
 
-    That much may differ between two machines, as each adds up float32 in another order.
+    Machines may differ by that much, as they add float32 numbers in different orders.
     """
     number = r"(-?\d+\.\d*)"
     a, b = (re.split(number, " ".join(text.split())) for text in (a, b))
@@ -51,15 +51,15 @@ def test_same():
 
 
 def test_the_blocks_are_up_to_date(monkeypatch):
-    """If this fails after a change that is right: python -m tutorial.blocks."""
+    """If this fails after an intended change: python -m tutorial.blocks."""
     monkeypatch.chdir(ROOT)
     found = blocks.bring_up_to_date(ENGLISH)
     for (language, old, links), (_, new, _) in zip(blocks.blocks_of(ENGLISH), blocks.blocks_of(found), strict=True):
-        assert old == new if links or language else same(old, new), f"stands there:\n{old}\nshould be:\n{new}"
+        assert old == new if links or language else same(old, new), f"found:\n{old}\nexpected:\n{new}"
     assert blocks.with_blocks(found, [""] * 1000) == blocks.with_blocks(ENGLISH, [""] * 1000)
 
 
-def test_what_is_false_is_found():
+def test_wrong_outputs_and_excerpts_are_found():
     page = "```python\nprint(1 + 1)\n```\n```\n3\n```\n"
     assert blocks.bring_up_to_date(page) == page.replace("3", "2")
     page = 'text\n\n[x](../gpt2.py#L1-L9 "def softmax")\n```python\nold\n```\n'
@@ -85,7 +85,7 @@ def test_every_function_of_gpt2_is_shown():
             assert inspect.getsource(getattr(gpt2, node.name)) in shown, node.name
 
 
-def test_the_sections_are_eleven():
+def test_there_are_eleven_sections():
     for page in PAGES.values():
         assert [int(n) for n in re.findall(r"^## (\d+)\. ", page, re.M)] == list(range(1, 12))
         assert [int(n) for n in re.findall(r"^(\d+)\. \[", page, re.M)] == list(range(1, 12))
@@ -93,7 +93,7 @@ def test_the_sections_are_eleven():
 
 
 def test_the_sections_can_be_read_in_an_hour():
-    """At 4,000 words: sections 1 to 10 without code, outputs, pictures, exercises."""
+    """An hour is 4,000 words: those of sections 1 to 10, without code, outputs, pictures and exercises."""
     sections = re.split(r"^## ", re.sub(r"^```.*?^```$", "", ENGLISH, flags=re.M | re.S), flags=re.M)[1:11]
     prose = "".join(section.partition("\n### Exercises\n")[0] for section in sections)
     prose = re.sub(r"!\[[^]]*\]\([^)]*\)|\]\([^)]*\)", "", prose)
@@ -102,7 +102,7 @@ def test_the_sections_can_be_read_in_an_hour():
 
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_each_section_ends_with_exercises(name):
-    """Their solutions are blocks of the page, so they are run with it; GitHub folds what is between these lines."""
+    """The solutions are blocks of the page, so the test of its blocks runs them. GitHub folds them at these lines."""
     for section in re.split(r"^## ", PAGES[name], flags=re.M)[1:12]:
         exercises = section.rpartition("\n### ")[2]
         numbers = re.findall(r"^\*\*(\d)\. [^*]+\*\* ", exercises, re.M)
@@ -113,7 +113,7 @@ def test_each_section_ends_with_exercises(name):
         assert all("```python" in solution for solution in solutions)
 
 
-def test_the_glossary_links_to_where_a_term_is_explained():
+def test_the_glossary_links_to_the_explanations():
     glossary = ENGLISH.partition("\n## Glossary\n")[2].partition("\n## ")[0]
     entries = re.findall(r"^- \[(.*?)\]\(#(.*?)\): ", glossary, re.M)
     assert len(entries) == len(glossary.strip().splitlines()) > 60
@@ -127,8 +127,8 @@ def test_the_glossary_links_to_where_a_term_is_explained():
 
 def test_the_chinese_glossary_has_the_same_entries():
     english, chinese = (re.findall(r"^- \[(.*?)\]\(#(.*?)\)[:：（](.*)", page, re.M) for page in (ENGLISH, CHINESE))
-    same_place = dict(zip(*(anchors(path) for path in blocks.PAGES), strict=True))
-    assert [same_place[link] for _, link, _ in english] == [link for _, link, _ in chinese]
+    same_section = dict(zip(*(anchors(path) for path in blocks.PAGES), strict=True))
+    assert [same_section[link] for _, link, _ in english] == [link for _, link, _ in chinese]
     parts = parts_of(CHINESE)
     for terms, link, rest in chinese:
         names = rest.partition("）：")[0] if "）：" in rest else terms  # those in parentheses
@@ -137,14 +137,14 @@ def test_the_chinese_glossary_has_the_same_entries():
 
 
 def parts_of(page):
-    """{anchor of a heading: what is below it up to the next one, in small letters}, without code and exercises."""
+    """{anchor of a heading: the text up to the next heading, in lower case}, without code and exercises."""
     parts = re.split(r"^(?=##+ )", re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S), flags=re.M)[1:]
     parts = [part for part in parts if not re.match("### (Exercises|练习)", part)]
     return {anchor(part.partition("\n")[0].lstrip("# ")): part.lower() for part in parts}
 
 
-def test_what_the_page_teaches_is_right_by_the_checker(tmp_path):
-    """All functions as the page has them first, with those of gpt2 that they call, but for the loop of section 3."""
+def test_the_checker_accepts_the_functions_of_the_page(tmp_path):
+    """The first version of each function on the page, except for generate, which is a plain loop there."""
     taught = {}
     for language, text, _ in blocks.blocks_of(ENGLISH):
         if language == "python" and "def " in text:
@@ -159,8 +159,8 @@ def test_what_the_page_teaches_is_right_by_the_checker(tmp_path):
     assert found == {**dict.fromkeys(judge.NAMES, "right"), "generate": "to do"}
 
 
-def test_what_the_page_says_of_speed():
-    """Roughly, as another run of the benchmark gives other numbers."""
+def test_the_pages_claims_about_speed():
+    """Within 30 percent, as the numbers vary from one run of the benchmark to the next."""
     with open(ROOT / "beyond" / "benchmark.json", encoding="utf-8") as file:
         measured = json.load(file)
     engines, prose = measured["groups"]["float32"], " ".join(ENGLISH.split())
@@ -177,7 +177,7 @@ def test_what_the_page_says_of_speed():
     assert factors["lookahead, text that does not repeat, gpt2.py"] > 0.95  # "no slower for other text"
 
 
-def test_what_the_page_says_of_each_part():
+def test_the_pages_claims_about_each_part():
     with open(FOLDER / "parts.json", encoding="utf-8") as file:
         losses = {name: part["loss"] for name, part in json.load(file)["parts"].items()}
     for pattern, before, after in (
@@ -210,7 +210,7 @@ def test_the_two_languages_share_their_blocks():
     assert [re.sub(r"^(figures/.*)\.svg$", r"\1.zh.svg", name) for name in english] == chinese
 
 
-def test_what_the_chinese_page_says_of_chinese(encoder):
+def test_the_chinese_pages_claims_about_chinese(encoder):
     words = [encoder.decode([id]) for id in encoder.decoder]
     assert f"含有汉字的只有 {sum(any('一' <= char <= '鿿' for char in word) for word in words)} 个" in CHINESE
     text, n = re.search("“([^”]*)”五个字符要用 ([0-9]+) 个词元", CHINESE).groups()
@@ -247,13 +247,13 @@ def test_no_link_is_dead(name):
 @pytest.mark.parametrize("name", sorted(PAGES))
 def test_no_code_is_too_wide(name):
     for language, text, links in blocks.blocks_of(PAGES[name]):
-        if not (language == "" or links):  # an output or an excerpt is as wide as it is
+        if not (language == "" or links):  # outputs and excerpts cannot be wrapped
             assert max(map(len, text.splitlines()), default=0) <= 110, text
     for path in FOLDER.glob("*.py"):
         assert max(map(len, path.read_text("utf-8").splitlines())) <= 120, path.name
 
 
-def test_the_commands_have_the_flags_that_are_shown():
+def test_the_flags_on_the_page_exist():
     commands = [text for language, text, links in blocks.blocks_of(ENGLISH) if language == "sh" and not links]
     assert len(commands) > 10
     for command in commands:
@@ -275,7 +275,7 @@ PICTURES = sorted((FOLDER / "figures").glob("*.svg"))
 
 
 def descriptions(folder):
-    """{file: what its description says is drawn}"""
+    """{file: the texts and numbers in its metadata}"""
     found = {}
     for path in sorted(folder.glob("*.svg")):
         element = xml.parse(path).getroot().find(".//{http://purl.org/dc/elements/1.1/}description")
@@ -284,7 +284,7 @@ def descriptions(folder):
 
 
 def test_the_pictures_are_drawn_by_the_command(tmp_path):
-    """If this fails after a change that is right: python -m tutorial.figures."""
+    """If this fails after an intended change: python -m tutorial.figures."""
     figures.draw(tmp_path)
     old, new = descriptions(FOLDER / "figures"), descriptions(tmp_path)
     names = {make.__name__ for make in figures.FIGURES}
@@ -316,11 +316,11 @@ def test_the_two_languages_of_a_picture_differ_in_words_only():
             if a != b:
                 assert re.search("[一-鿿]", b) and sorted(re.findall(r"\d", a)) == sorted(re.findall(r"\d", b)), (a, b)
     source = "".join((FOLDER / name).read_text("utf-8") for name in ("figures.py", "inside.py", "parts.py"))
-    assert all(text.replace("\n", "\\n") in source for text in CHINESE_WORDS)  # none is left over
+    assert all(text.replace("\n", "\\n") in source for text in CHINESE_WORDS)  # all translations are used
 
 
 def words_of(path):
-    """[(text, left, top, right, bottom)] of a picture, as wide as tutorial.drawing takes it to be; upright ones only."""
+    """[(text, left, top, right, bottom)] of the horizontal text in a picture, as wide as tutorial.drawing assumes."""
     found = []
     for element in xml.parse(path).getroot().iter(f"{SVG}text"):
         style = dict(part.split(": ", 1) for part in element.get("style").split("; "))
@@ -334,8 +334,8 @@ def words_of(path):
 
 
 @pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
-def test_the_words_of_a_picture_are_text_that_every_reader_can_see(path):
-    """Latin letters, and what GB 2312 has, which each font for Chinese has; nothing is cut off or written over."""
+def test_the_text_of_a_picture_is_readable_everywhere(path):
+    """Latin letters and those of GB 2312, which every Chinese font has; no text is cut off or overlaps another."""
     root = xml.parse(path).getroot()
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert len(texts) > 5
