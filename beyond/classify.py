@@ -76,16 +76,12 @@ def read(path, text_column, label_column=None):
     columns = {text_column: "text"} if label_column is None else {text_column: "text", label_column: "label"}
     for name in columns:
         if name not in header:
-            raise ValueError(
-                f"{path} has no column {name!r}: its columns are {', '.join(header)}; choose by text_column "
-                f"and label_column"
-            )
+            has = ", ".join(header)
+            raise ValueError(f"{path} has no column {name!r}, only {has}: choose by text_column and label_column")
     for number, row in rows:
         if len(row) > len(header):
-            raise ValueError(
-                f"{path}, line {number}: it has {len(row)} cells, and the first line names {len(header)} columns: put "
-                f"a field that contains a comma in quotes"
-            )
+            many = f"{len(row)} cells for {len(header)} columns"
+            raise ValueError(f"{path}, line {number}: {many}; put a field that contains a comma in quotes")
         for name, what in columns.items():
             cell = row[header.index(name)] if len(row) > header.index(name) else None
             if cell is None or what == "label" and not cell.strip():
@@ -287,7 +283,6 @@ def predict(text, model_size, models_dir="models", text_column="text"):
     writer.writerow([*header, "predicted"])
     for row, one in zip(rows, tqdm(texts, "predicting", leave=False, disable=None)):
         writer.writerow([*row, classes[probabilities(one, *classifier).argmax()]])
-    return None
 
 
 if __name__ == "__main__":

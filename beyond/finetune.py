@@ -18,11 +18,11 @@ wte is also the embedding; adapter: new small networks, one after attention and 
 small file: a hundred tasks are then 15 MB beside one model instead of a hundred models of 1.2 GB together. An adapter
 is not part of GPT-2's block, so it is saved only as that file, and transformer_block, redefined here, runs it:
 
-    import gpt2, utils
+    import gpt2, numpy, utils
     from beyond import finetune, variant
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", "models")
     model = variant(gpt2, transformer_block=finetune.transformer_block)
-    params = finetune.combine(params, finetune.load("models/coder/adapter.npz"), "adapter")
+    params = finetune.combine(params, numpy.load("models/coder/adapter.npz"), "adapter")
     print(encoder.decode(model.generate(encoder.encode("def "), params, hparams["n_head"], 40)))
 
 A .jsonl file holds tasks, one {"instruction": ..., "input": ..., "output": ...} per line; input is optional. The model
@@ -30,6 +30,7 @@ reads them in the format of prompt.txt in --out. The loss counts only the tokens
 that follows them. After two steps the command prints how long it will take and how much memory.
 """
 
+import functools
 import os
 import sys
 
@@ -41,7 +42,6 @@ from beyond.formats import checkpoint
 from beyond.learn import learner
 from beyond.learn.adapting import adapt, check_settings, joined, last_blocks, learning, mean_loss, n_numbers
 from beyond.learn.sequences import check_length
-from beyond.learn.state import load_npz
 import cli
 import gpt2
 import utils
@@ -63,12 +63,10 @@ def begin(params, method, k, rank, seed):
     """The parameters that the method trains, before the first step: part of params, or new ones without effect yet."""
     n_layer, n_embd = len(params["blocks"]), params["wte"].shape[1]
     rng = np.random.default_rng(seed)
+    zeros = functools.partial(np.zeros, dtype=np.float32)
 
     def normal(*shape):
         return 0.02 * rng.standard_normal(shape, np.float32)
-
-    def zeros(*shape):
-        return np.zeros(shape, np.float32)
 
     return {
         "full": lambda: params,
@@ -76,11 +74,11 @@ def begin(params, method, k, rank, seed):
         "head": lambda: {"ln_f": params["ln_f"]},
         "adapter": lambda: {
             "down": normal(n_layer, 2, n_embd, rank),
-            "down_b": zeros(n_layer, 2, rank),
-            "up": zeros(n_layer, 2, rank, n_embd),
-            "up_b": zeros(n_layer, 2, n_embd),
+            "down_b": zeros((n_layer, 2, rank)),
+            "up": zeros((n_layer, 2, rank, n_embd)),
+            "up_b": zeros((n_layer, 2, n_embd)),
         },
-        "lora": lambda: {"a": normal(n_layer, n_embd, rank), "b": zeros(n_layer, rank, 3 * n_embd)},
+        "lora": lambda: {"a": normal(n_layer, n_embd, rank), "b": zeros((n_layer, rank, 3 * n_embd))},
     }[method]()
 
 
@@ -98,11 +96,6 @@ def combine(params, trained, method):
 def with_lora(block, a, b):
     attn, c_attn = block["attn"], block["attn"]["c_attn"]
     return {**block, "attn": {**attn, "c_attn": {**c_attn, "w": c_attn["w"] + a @ b}}}
-
-
-def load(path):
-    """The parameters that adapter or lora trained, from their small file."""
-    return load_npz(path)
 
 
 def loss_of(method, n_head):
@@ -130,36 +123,25 @@ def read(path, encoder, n_ctx):
         raise ValueError(f"{path} is neither text nor tasks: write one task per line into a .jsonl file")
     text = reading.read_text(path)
     cut = len(text) * 9 // 10
-    learned, held_out = encoder.encode(text[:cut]), encoder.encode(text[cut:])
-    if len(held_out) < 9:
-        raise ValueError(
-            f"the last tenth of {path}, which is held out, has {len(held_out)} tokens, and 9 or more are needed: "
-            f"give a longer text"
-        )
-    n_seq = min(n_ctx, len(held_out) - 1)
+    learned, held_out = (np.array(encoder.encode(part)) for part in (text[:cut], text[cut:]))
+    if (n := len(held_out)) < 9:
+        raise ValueError(f"the last tenth of {path} has {n} tokens, and 9 or more are needed: give a longer text")
+    n_seq = min(n_ctx, n - 1)
     check_length(learned, n_seq, f"{path} without its last tenth")
-    learned, held_out = (
-        np.lib.stride_tricks.sliding_window_view(np.array(ids), n_seq + 1) for ids in (learned, held_out)
-    )
+    learned, held_out = (np.lib.stride_tricks.sliding_window_view(ids, n_seq + 1) for ids in (learned, held_out))
     return [(ids, np.broadcast_to(np.float32(1), (len(ids), n_seq))) for ids in (learned, held_out[::n_seq])]
 
 
 def read_tasks(path, encoder, n_ctx):
     """As read, for tasks: a prompt, its answer and <|endoftext|>, which also pads them to the length of the longest."""
     if (end := encoder.encoder.get("<|endoftext|>")) is None:
-        raise ValueError(
-            f"{path} holds tasks, whose answers end in <|endoftext|>, which this model's vocabulary lacks: "
-            f"give a text, or another model_size"
-        )
+        raise ValueError(f"{path} needs <|endoftext|>, which this model's vocabulary lacks: give another model_size")
     tasks = []
     for where, task in reading.read_records(path, TASK):
         prompt = encoder.encode(prompt_of(task["instruction"], task.get("input", "")))
         answer = [*encoder.encode(" " + task["output"].strip()), end]
         if (n := len(prompt) + len(answer)) > n_ctx:
-            raise ValueError(
-                f"{where}: the task and its answer have {n} tokens, and the model's context is {n_ctx}: shorten "
-                f"it or leave it out"
-            )
+            raise ValueError(f"{where}: task and answer have {n} tokens, and the context is {n_ctx}: shorten them")
         tasks.append((prompt, answer))
     if len(tasks) < 10:
         raise ValueError(f"{path} holds {len(tasks)} tasks, of which a tenth is held out: give 10 or more")
@@ -236,7 +218,7 @@ def main(
 
 
 def report(out, method, n, n_all, before, history):
-    """What main prints: the share of trained parameters, the held-out losses, the files that hold what was learned."""
+    """The line that main prints: the share of trained parameters, the held-out losses, the files with the result."""
     after = min(found for *_, found in history)
     names = [name for name in (f"{method}.npz", utils.DATA) if os.path.exists(os.path.join(out, name))]
     sizes = ", ".join(f"{name} {os.path.getsize(os.path.join(out, name)):,} bytes" for name in names)

@@ -240,9 +240,11 @@ def test_the_estimate_is_what_the_run_takes(code, models, tmp_path, monkeypatch)
     ],
 )
 def test_the_estimate_by_hand(step, evaluation, n_trained, said):
-    """100 steps, four evaluations; of a million weights four bytes each, and of trained ones twenty more."""
+    """100 steps and four evaluations; of a million weights four bytes each, and of trained ones twenty more."""
     found = adapting.estimate(step, evaluation, 100, 30, 10**6, n_trained)
-    assert found == f"at most 100 steps: about {said[0]} on this machine, and {said[1]} of memory besides activations"
+    assert (
+        found == f"at most 100 more steps: about {said[0]} on this machine, and {said[1]} of memory besides activations"
+    )
 
 
 TASKS = [

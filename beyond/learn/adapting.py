@@ -27,17 +27,10 @@ import cli
 import utils
 
 RANGES = {
-    "steps": (1, 10**9),
-    "batch_size": (1, 10**6),
-    "eval_every": (1, 10**9),
-    "patience": (1, 10**9),
-    "seed": (0, 2**63 - 1),
-    "learning_rate": (1e-9, 1.0),
-}
+    "steps": (1, 10**9), "eval_every": (1, 10**9), "patience": (1, 10**9), "batch_size": (1, 10**6),
+    "seed": (0, 2**63 - 1), "learning_rate": (1e-9, 1.0)}  # fmt: skip
 SECONDS = (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds")
 BYTES = (1e9, "GB"), (1e6, "MB")
-
-# --- checks ---
 
 
 def check_settings(settings, optional=(), **ranges):
@@ -56,9 +49,6 @@ def check_divides(batch_size, n_devices=None, micro_batch_size=None):
     if batch_size % n:
         more = f", with micro_batch_size={micro_batch_size}" if micro_batch_size else ""
         raise ValueError(f"batch_size={batch_size} must be a multiple of {n}, the number of devices{more}")
-
-
-# --- from a base model to a new one ---
 
 
 @contextlib.contextmanager
@@ -93,9 +83,12 @@ def adapt(params, trained, loss, learned, held_out, save, learning_rate, out, se
 
     def tell(step, n_steps):
         first = tuple(array[0] for array in held_out)
-        evaluation = len(held_out[0]) * seconds(lambda: float(_row_loss(loss, trained, first, params)))
-        n_all, n_trained = n_numbers(params), n_numbers(trained)
-        tqdm.write(estimate(step, evaluation, n_steps, settings["eval_every"], n_all, n_trained), file=sys.stderr)
+        for _ in range(2):  # the first call compiles
+            start = time.perf_counter()
+            float(_row_loss(loss, trained, first, params))
+        evaluation = len(held_out[0]) * (time.perf_counter() - start)
+        numbers = n_numbers(params), n_numbers(trained)
+        tqdm.write(estimate(step, evaluation, n_steps, settings["eval_every"], *numbers), file=sys.stderr)
 
     optimizer = functools.partial(adamw, learning_rate=learning_rate)
     return fit(trained, loss, rows, evaluate, save, optimizer, out, settings, [params], tell=tell)
@@ -114,9 +107,6 @@ def joined(params, trained):
 
 def n_numbers(tree):
     return sum(array.size for array in jax.tree.leaves(tree))
-
-
-# --- the loss on held-out rows ---
 
 
 def mean_loss(loss, trained, rows, params):
@@ -141,7 +131,7 @@ def estimate(step, evaluation, n_steps, eval_every, n_all, n_trained):
     total = n_steps * step + math.ceil(n_steps / eval_every) * evaluation
     memory = 4 * (n_all + 5 * n_trained)
     return (
-        f"at most {n_steps} steps: about {readable(total, SECONDS)} on this machine, and {readable(memory, BYTES)} of "
+        f"at most {n_steps} more steps: about {readable(total, SECONDS)} on this machine, and {readable(memory, BYTES)} of "
         f"memory besides activations"
     )
 
@@ -151,12 +141,3 @@ def readable(value, units):
     value = max(value, units[-1][0])
     size, name = next(unit for unit in units if value >= unit[0])
     return f"{value / size:.{0 if value >= 10 * size else 1}f} {name}"
-
-
-def seconds(call, n=3):
-    """How long a call takes, as the mean of n. One more call before them compiles and does not count."""
-    call()
-    start = time.perf_counter()
-    for _ in range(n):
-        call()
-    return (time.perf_counter() - start) / n

@@ -132,7 +132,7 @@ class Run:
 
 
 def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(), mesh=None, micro_batch_size=None,
-        speed=lambda rate: f"{rate:.2f} steps/s", tell=lambda seconds, steps: None):  # fmt: skip
+        speed=lambda rate: f"{rate:.2f} steps/s", tell=lambda seconds, steps_left: None):  # fmt: skip
     """Trains params on loss; calls save(params, history) whenever held_out(params) is lower than ever. Returns history.
 
     loss(params, example, key, *fixed) -> float; draw(rng) -> a batch: an array [batch_size, ...] or a tree of them;
@@ -140,7 +140,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
     settings: all that decides the result, with eval_every, seed and steps (None: as many as fit in minutes); optionally
     ema, to average the weights and keep the better ones, and patience, the evaluations without a new best that end it.
     mesh: by default all devices share the batch. micro_batch_size: examples that a device works on at a time.
-    speed(steps per second) -> a text for the progress bar; tell(seconds per step, steps) is called after two steps.
+    speed(steps per second) -> a text for the progress bar; tell(seconds per step, steps left) is called after two.
     history: [step, mean loss since the previous row, held-out loss (also of the average)] for each evaluation.
     The folder keeps the state until the caller calls finish(folder). All processes get the same; process 0 writes.
     Raises ValueError if a loss is not finite, or if the state in folder belongs to other settings.
@@ -175,7 +175,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
             value = run.advance(update, examples)
             times.append((waited, waited + time.perf_counter() - began))
             if len(times) == 2:  # the first step also compiles
-                tell(times[1][1], steps)
+                tell(times[1][1], steps - run.step)
             if run.step % settings["eval_every"] == 0 or run.step == steps:
                 run.evaluate(held_out, save)
                 if is_process_0():
