@@ -39,7 +39,7 @@ def test_every_character_in_every_surrounding(encoder, oracle):
     wrong = []
     for code in range(sys.maxunicode + 1):
         char = chr(code)
-        if unicodedata.category(char) not in ("Cs", "Cn"):  # no character at all, or not yet
+        if unicodedata.category(char) not in ("Cs", "Cn"):  # unassigned, or not a character
             text = f"a{char}b {char}1{char} {char}{char}\n{char}'s"
             if encoder.encode(text) != oracle.encode_ordinary(text):
                 wrong.append(hex(code))
@@ -124,7 +124,7 @@ def test_contractions_in_every_case(encoder, oracle):
 @pytest.mark.parametrize(
     "alphabet", ["ab", "a", "a ", " \n", "=-_*#", "0123456789 ", "aeinorst", string.ascii_letters, "äöüß", "中文字"]
 )
-def test_equals_tiktoken_where_many_merges_compete(encoder, oracle, alphabet):
+def test_equals_tiktoken_if_many_merges_compete(encoder, oracle, alphabet):
     rng = random.Random(alphabet)
     for _ in range(500):
         text = "".join(rng.choices(alphabet, k=rng.randint(1, 80)))
@@ -147,7 +147,7 @@ def test_other_lone_surrogates_as_in_tiktoken(encoder, oracle, text):
 
 
 def join_by_rank(symbols, ranks):
-    """The steps of BPE as the paper has them: in each, every occurrence of the best pair is joined."""
+    """The steps of BPE as in the paper: each one joins all occurrences of the best pair."""
     symbols = list(symbols)
     while True:
         yield symbols
@@ -188,7 +188,7 @@ def test_the_byte_alphabet_is_the_vocabularys_beginning(encoder):
 
 
 def test_a_long_word_costs_n_log_n(encoder, monkeypatch):
-    """Counts the steps instead of the seconds: as many for a letter of a long word as for one of a short word."""
+    """Counts steps instead of seconds: a letter of a long word takes as many as a letter of a short word."""
     pops = []
     monkeypatch.setattr(bpe, "heappop", lambda heap, pop=bpe.heappop: pops.append(len(heap)) or pop(heap))
     letters = "".join(random.Random(0).choices(string.ascii_lowercase, k=40_000))

@@ -265,27 +265,33 @@ def test_a_finished_adapter_is_not_overwritten(work):
 # --- B: no command overwrites a file that it did not write ---
 
 
-@pytest.mark.parametrize("name", sorted(RUNS))
+OBSTACLES = ["a file", "an unfinished line", "a folder", "a link", "an input", "missing folders", "a device"]
+
+
 @pytest.mark.parametrize(
-    "there", ["a file", "a file without an end", "a folder", "an input", "a link", "nothing", "a device"]
+    "name, existing",
+    [
+        (name, existing)
+        for name, existing in itertools.product(sorted(RUNS), OBSTACLES)
+        # the input of attention is not a file, the output of train is a name in models_dir
+        if (name, existing) != ("attention", "an input") and (name != "train" or existing in OBSTACLES[:4])
+    ],
 )
-def test_an_output_replaces_only_output_of_the_same_command(work, name, there):
-    out = {"nothing": "none/new/x", "an input": RUNS[name][0], "a device": "/dev/null"}.get(there, "new")
+def test_an_output_replaces_only_output_of_the_same_command(work, name, existing):
+    out = {"missing folders": "none/new/x", "an input": RUNS[name][0], "a device": "/dev/null"}.get(existing, "new")
     args = [out if arg == "new" else f"--out={out}" if arg == "--out=new" else arg for arg in RUNS[name]]
-    if there.startswith("a file"):
-        (work / "new").write_text("my notes" + "\n" * (there == "a file"))
-    elif there == "a folder":
+    if existing in ("a file", "an unfinished line"):
+        (work / "new").write_text("my notes" + "\n" * (existing == "a file"))
+    elif existing == "a folder":
         (work / "new").mkdir()
         (work / "new" / "hparams.json").write_text("mine")
         (work / "new" / "vocab.bpe").write_text("mine")
-    elif there == "a link":
+    elif existing == "a link":
         (work / "notes").write_text("my notes")
         (work / "new").symlink_to(work / "notes")
-    if name == "attention" and there == "an input" or name == "train" and there in ("nothing", "a device", "an input"):
-        return  # its input is no file; its output is a name in models_dir
     before = tree(work)
     status, _, err = found = run(name, *args)
-    if there == "nothing" and name not in ("batch", "attention"):
+    if existing == "missing folders" and name not in ("batch", "attention"):
         assert status == 0, err  # a folder for a model is made
     else:
         assert_refused(found, Path(out).name)
@@ -454,7 +460,7 @@ def test_crlf_does_not_hide_the_documents(work):
         rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
         counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
         assert any("\r" in encoder.decode(row) for row in rows.tolist()) == ("\r" in text)
-    assert min(counts) > 40
+    assert min(counts) > 40 and max(counts) < 1.2 * min(counts)
 
 
 BOM = "\ufeff"
@@ -516,12 +522,12 @@ def test_a_dash_means_standard_input_for_every_text(work):
 
 
 def take(path):
-    """What an output holds, without what TensorFlow and matplotlib make anew each time; removes it."""
+    """The content of an output, which is removed."""
     if path.is_file():
         content = path.read_bytes()
         path.unlink()
         return content
-    found = {name: data for name, data in tree(path).items() if not name.endswith((".meta", ".svg"))}
+    found = tree(path)
     shutil.rmtree(path)
     return found
 
@@ -536,7 +542,7 @@ def test_a_text_without_white_space_is_read_once():
         match = reading.regex.match
         patch.setattr(reading.regex, "match", lambda pattern, text: seen.append(len(text)) or match(pattern, text))
         list(reading.pieces(io.StringIO(text), 100))
-    assert sum(seen) < 2 * len(text)
+    assert len(text) <= sum(seen) < 2 * len(text)
 
 
 # --- D: uncaught exceptions ---
@@ -650,15 +656,15 @@ def test_a_vocabulary_that_lacks_a_byte(work):
         ([], None, "JSON object"),
         ({}, None, "JSON object"),
         ({"a": "b"}, None, "JSON object"),
-        ({"a": 1}, None, "the id 0 has no token"),
-        ({"a": 0, "b": 0}, None, "the id 1 has no token"),
+        ({"a": 1}, None, "the id 0 is missing"),
+        ({"a": 0, "b": 0}, None, "the id 1 is missing"),
         ({"a": True}, None, "JSON object"),
-        (None, "", "cut short"),
-        (None, "#version: 0.2\n", "cut short"),
-        (None, "#version: 0.2\na b\n", "cut short"),
-        (None, "#version: 0.2\na b", "its last line has no end"),
-        (None, "#version: 0.2\na\n", "which is not two tokens"),
-        ({"中": 0}, None, "256 bytes"),
+        (None, "", "truncated"),
+        (None, "#version: 0.2\n", "truncated"),
+        (None, "#version: 0.2\na b\n", "truncated"),
+        (None, "#version: 0.2\na b", "its last line does not end"),
+        (None, "#version: 0.2\na\n", "which is not a pair of tokens"),
+        ({"中": 0}, None, "not in the byte alphabet"),
     ],
 )
 def test_invalid_vocabularies(work, vocabulary, merges, part):
@@ -723,7 +729,7 @@ def test_extreme_temperatures(work, temperature):
     model = "--model_size=small", "--models_dir=models"
     for name in "gpt2", "lookahead":
         status, out, err = run(name, "O, my", 9, *model, f"--temperature={temperature}", "--seed=1")
-        assert status == 0 and all(line.endswith(" a pass") for line in err.splitlines()), err
+        assert status == 0 and len(err.splitlines()) == (name == "lookahead"), err  # its report
         assert (out == run("gpt2", "O, my", 9, *model)[1]) == (float(temperature) < 1)
     done = command(
         "-W", "error", "gpt2.py", "O, my", "9", "small", str(work / "models"), temperature, program=None, cwd=ROOT
@@ -878,7 +884,10 @@ def test_texts_with_hardly_any_words(work, text):
             assert found[0] == 0, found
             shutil.rmtree("new")
     found = run("finetune", *RUNS["finetune"])
-    assert found[0] == 0 or len(text) == 1 and assert_refused(found, "text.txt", "give a longer text") is None, found
+    if text == "a":
+        assert_refused(found, "text.txt", "give a longer text")
+    else:
+        assert found[0] == 0, found
 
 
 NASTY = [
@@ -931,8 +940,6 @@ LIGHT = [
 
 
 def all_flags(name):
-    import inspect
-
     parameters = inspect.signature(COMMANDS[name][0]).parameters.values()
     return [one.name for one in parameters if one.kind is not one.VAR_POSITIONAL]
 
@@ -954,6 +961,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_one_line(work, name):
     words = good.get(name, good["gpt2"])
     if "n_tokens_to_generate" in all_flags(name):
         words["n_tokens_to_generate"] = 2
+    statuses = set()
     if name == "evaluate":
         (work / "text.txt").write_text(TEXT[:300])
     if name == "classify predict":
@@ -968,7 +976,8 @@ def test_any_value_of_any_flag_works_or_is_refused_in_one_line(work, name):
             stdin=b"O, my",
         )
         said = (flag, value, found)
-        assert status in (0, 1) and "Traceback" not in err and "Warning" not in err, said
+        statuses.add(status)
+        assert "Traceback" not in err and "Warning" not in err, said
         if status:
             assert_refused(found)
             assert 12 < len(err) < 1500, said
@@ -976,6 +985,7 @@ def test_any_value_of_any_flag_works_or_is_refused_in_one_line(work, name):
             Path("new").unlink(missing_ok=True)
         if name == "corpus":
             shutil.rmtree("new", ignore_errors=True)
+    assert statuses == {0, 1}
 
 
 @pytest.mark.parametrize("name", LEARNING)
@@ -990,7 +1000,8 @@ def test_any_value_of_a_flag_of_the_learning_chapters(work, monkeypatch, name):
     if name == "train":
         monkeypatch.setattr(module, "held_out_loss", lambda *args: 1.0)
         monkeypatch.setattr(module, "sequence_maker", lambda *args, **more: None)
-    words, began = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:], 0
+    words = [f"--{flag}={value}" for flag, value in zip(all_flags(name), RUNS[name][:2])] + RUNS[name][2:]
+    began = 0
     for flag, value in itertools.product(all_flags(name), NASTY):
         if flag.startswith("n_") and value == "9" * 25 or (flag, value) == ("dry_run", "True"):
             continue
@@ -1190,7 +1201,7 @@ def test_prompt_txt_has_the_form_of_its_tasks(work):
 def test_the_estimate_is_printed_before_the_run(work):
     _, _, err = run("finetune", *RUNS["finetune"])
     said = re.fullmatch(
-        r"at most 4 steps: about ([\d.]+) (?:seconds|minutes) on this machine, and ([\d.]+) MB of memory besides activations",
+        r"at most 2 more steps: about ([\d.]+) (?:seconds|minutes) on this machine, and ([\d.]+) MB of memory besides activations",
         err.splitlines()[0],
     )
     assert said and float(said[1]) >= 1 and float(said[2]) >= 1, err
@@ -1210,10 +1221,14 @@ def test_threads_do_not_disturb_each_other():
     """gpt2.generate in one thread while a chapter traces its variant of the model in another."""
     import threading
 
-    params, failed, ended = checkpoint.initial_params(**HPARAMS), [], threading.Event()
+    params = checkpoint.initial_params(**HPARAMS)
+    failed = []
+    rounds = []
+    ended = threading.Event()
 
     def generate():
         while not ended.is_set():
+            rounds.append(1)
             try:
                 gpt2.generate([1, 2], params, 2, 4, temperature=1, seed=0)
                 attention.look([1, 2, 3], params, 2)
@@ -1229,17 +1244,16 @@ def test_threads_do_not_disturb_each_other():
         )
     ended.set()
     thread.join()
-    assert not failed and gpt2.np is np
+    assert len(rounds) > 1 and not failed and gpt2.np is np
 
 
 def test_an_encoder_in_many_threads(encoder):
     """The merges are read once, whichever thread asks first."""
     import threading
 
-    from encoder import Encoder
-
     for _ in range(3):
-        fresh, found = Encoder(encoder.encoder, iter(encoder._merges)), []
+        fresh = Encoder(encoder.encoder, iter(encoder._merges))
+        found = []
         threads = [threading.Thread(target=lambda: found.append(len(fresh.bpe_ranks))) for _ in range(4)]
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
