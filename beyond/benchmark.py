@@ -189,12 +189,12 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
 
     Args:
         out: The path of the three files without their endings.
-        n_vocab: The shape that is measured, by default that of 124M. 1024 or more.
-        n_ctx: 1024 or more.
-        n_embd: A multiple of n_head.
+        n_vocab: Tokens in the vocabulary, 1024 or more. By default the model has the shape of 124M.
+        n_ctx: Tokens in the context, 1024 or more.
+        n_embd: Numbers per token, a multiple of n_head.
         n_head: Attention heads per block.
         n_layer: Blocks.
-        peers: Whether to measure the peers as well.
+        peers: Whether to measure the peers as well; --peers=False leaves them out.
         train: Measures training loops instead, prints a table and writes nothing.
     """
     if train:

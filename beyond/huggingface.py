@@ -40,7 +40,7 @@ def parent_of(out):
 
 
 def check_new(out):
-    """Raises ValueError if out exists, except as a folder in which gpt2.py has not finished a download."""
+    """Raises ValueError if out exists, except as an unfinished download of gpt2.py's; OSError if it cannot be made."""
     if not os.path.lexists(out):
         parent_of(out)
         return

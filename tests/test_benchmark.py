@@ -42,15 +42,15 @@ def test_all_is_measured_and_written(tmp_path, monkeypatch):
     whats += ["loading the weights", "memory, gpt2.py", "memory, int8", "memory, int4"]
     assert sorted(what for what, *_ in result["more"]) == sorted(whats)
     assert "<!-- PicoGPT int4 -->" in (tmp_path / "found.svg").read_text()  # drawn as curves, the text in a comment
-    benchmark.check_outputs(tmp_path / "found")  # what it wrote itself, it may replace
+    benchmark.check_outputs(tmp_path / "found")  # its own files may be replaced
 
 
-def test_peers_are_left_out_if_one_says_so():
+def test_peers_can_be_left_out():
     assert benchmark.chosen(True) == report.GROUPS
     assert benchmark.chosen(False)["8 bits"] == ["PicoGPT int8", "gpt2.py"]
 
 
-def test_what_may_not_be_written_is_refused_before_all_else(tmp_path):
+def test_outputs_that_may_not_be_written_are_rejected_first(tmp_path):
     out = tmp_path / "found"
     for ending in "md", "json", "svg":
         path = tmp_path / f"found.{ending}"
@@ -80,10 +80,10 @@ def test_engines_are_measured_or_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["Hugging Face", "CTranslate2", "CTranslate2 int8", "llama.cpp", "llama.cpp q8_0"])
 def test_peers_that_are_installed(tmp_path, name):
-    """None of the requirements brings these: they are tried where somebody has them."""
+    """They are not in the requirements: tested where they are installed."""
     folder = tmp_path / "random"
     shutil.copytree(ROOT / "models" / "shakespeare", folder)
-    hparams = {**SHAPE, "n_embd": 96}  # q8_0 wants rows of a multiple of 32
+    hparams = {**SHAPE, "n_embd": 96}  # q8_0 needs rows of a multiple of 32
     checkpoint.save_model(checkpoint.initial_params(**hparams), hparams, str(folder))
     if (found := benchmark.measure(name, str(folder))) == "not installed":
         pytest.skip(f"{name} is not installed")
@@ -110,6 +110,31 @@ def test_a_ratio_is_to_the_groups_first_beside_it():
     text = report.table({"machine": "", "date": "", "more": [], "groups": {"float32": found}})
     assert "| **float32** | | | | | | |\n| ours | 1.00 (1) |" in text and "| peer 7 | 3.00 (0) |" in text
     assert "| limit | 2.00 (2) |  |" in text and "Not measured: nobody: ?." in text
+
+
+def test_the_first_engine_is_measured_before_and_after_each_other(monkeypatch):
+    seconds = iter([1.0, 9.0, 3.0, "not installed", 9.0, 6.0])
+
+    def measure(*args):
+        found = next(seconds)
+        return found if isinstance(found, str) else dict.fromkeys(report.WORK, found)
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    found = benchmark.measure_group(["ours", "a", "absent", "b"], "folder", None, lambda name: None)
+    assert found["absent"] == "not installed" and next(seconds, None) is None
+    assert {found["a"]["beside"][what] for what in report.WORK} == {2.0}
+    assert {found["b"]["beside"][what] for what in report.WORK} == {4.5}
+    assert found["ours"] == dict.fromkeys(report.WORK, 3.0)
+
+
+def test_each_length_is_timed_after_its_prompt():
+    calls = []
+    found = engines.timed(lambda n: calls.append((n, "prefill")), lambda n: calls.append((n, "decode")))
+    assert found.keys() == report.WORK.keys()
+    lengths = [n for n, _ in calls]
+    assert lengths == sorted(lengths) and set(lengths) == {10, 100, 900, 1000}
+    assert [dict(reversed(calls))[n] for n in (10, 100, 900, 1000)] == ["prefill"] * 4  # the first call of each
+    assert calls.count((900, "decode")) == 21 and (1000, "decode") not in calls
 
 
 def test_the_rows_of_the_chapters():

@@ -24,6 +24,7 @@ import pytest
 
 from beyond import huggingface
 from beyond.formats import checkpoint, transformers_folder
+from beyond.formats import hub as formats_hub
 from encoder import get_encoder
 import gpt2
 import utils
@@ -34,7 +35,7 @@ ADDED = [{"id": 259, "content": "<|endoftext|>", "special": True}]
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """The routes of the hub that a download takes, for the folders in root: /api/models/... and /OWNER/NAME/resolve/..."""
+    """The routes of the hub that a download uses, for the folders in root: /api/models/... and /OWNER/NAME/resolve/..."""
 
     daemon_threads = True
 
@@ -125,9 +126,9 @@ def digest(file):
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-# --- the forms that are taken, and those that are refused ---
+# --- the forms that are accepted, and those that are rejected ---
 
-TAKEN = {
+ACCEPTED = {
     **hf.FORMS,
     "tokenizer": {"tokenizer": {"added_tokens": ADDED}},
     "merges as text": {"tokenizer": {"model": {"merges": hf.MERGES}}},
@@ -143,7 +144,7 @@ TAKEN = {
         "config": {"eos_token_id": 257},
     },
 }
-REFUSED = {  # the form, what the error says, and whether the weights had to be downloaded for that
+REJECTED = {  # the form, what the error says, and whether the weights had to be downloaded for that
     "llama": ({"config": {"model_type": "llama"}}, 'model_type="llama"'),
     "no config": ({"without": ["config.json"]}, "model_type=null"),
     "classifier": ({"config": {"architectures": ["GPT2ForSequenceClassification"]}}, "GPT2ForSequenceClassification"),
@@ -218,7 +219,7 @@ def make(folder, without=(), merges=None, **form):
 def hub(tmp_path_factory):
     """A server with a repository me/FORM for each form."""
     root = tmp_path_factory.mktemp("hub")
-    for form, differs in {**TAKEN, **{form: differs for form, (differs, _) in {**REFUSED, **LATE}.items()}}.items():
+    for form, differs in {**ACCEPTED, **{form: differs for form, (differs, _) in {**REJECTED, **LATE}.items()}}.items():
         make(root / "me" / slug(form), **differs)
     hub = Hub(root)
     yield hub
@@ -256,7 +257,7 @@ def fetched(hub, tmp_path_factory):
             print(json.dumps(error), flush=True)
             input()
     """
-    forms = [*TAKEN, *REFUSED, *LATE]
+    forms = [*ACCEPTED, *REJECTED, *LATE]
     env = {
         **os.environ,
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
@@ -281,8 +282,8 @@ def fetched(hub, tmp_path_factory):
     return found, folder
 
 
-@pytest.mark.parametrize("form", TAKEN)
-def test_what_is_taken_computes_what_transformers_does(fetched, form):
+@pytest.mark.parametrize("form", ACCEPTED)
+def test_accepted_forms_compute_what_transformers_computes(fetched, form):
     found, folder = fetched
     assert found[form][0] is None
     assert sorted(os.listdir(folder / slug(form))) == sorted(utils.FILES)
@@ -299,7 +300,7 @@ def test_the_golden_forms_differ_where_they_should():
 
 
 @pytest.mark.parametrize("form", ["plain", "tokenizer", "merges as text"])
-def test_the_vocabulary_is_the_same_whatever_files_it_came_in(fetched, form):
+def test_the_vocabulary_is_the_same_from_all_files(fetched, form):
     encoder = get_encoder(slug(form), str(fetched[1]))
     assert list(encoder.encoder) == hf.VOCABULARY
     assert (fetched[1] / slug(form) / "vocab.bpe").read_text("utf-8") == "#version: 0.2\nĠ t\nh e\nĠt he\n"
@@ -323,16 +324,16 @@ def test_the_end_of_text_is_the_configs(fetched, form, end, others):
     assert others.items() <= encoder.encoder.items() and "[PAD]" not in encoder.encoder
 
 
-@pytest.mark.parametrize("form", REFUSED)
-def test_what_is_refused_is_refused_before_the_weights_are_downloaded(fetched, form):
+@pytest.mark.parametrize("form", REJECTED)
+def test_rejected_forms_are_rejected_before_the_weights_are_downloaded(fetched, form):
     error, downloads = fetched[0][form]
-    assert error and REFUSED[form][1] in error and ("me/" in error or "snapshots" in error), error
+    assert error and REJECTED[form][1] in error and ("me/" in error or "snapshots" in error), error
     assert not any(name.endswith((".safetensors", ".bin")) for name in downloads)
     assert slug(form) not in [name.partition(".part")[0] for name in os.listdir(fetched[1])]
 
 
 @pytest.mark.parametrize("form", LATE)
-def test_what_only_the_weights_show_leaves_nothing(fetched, form):
+def test_forms_that_are_rejected_by_their_weights_leave_nothing(fetched, form):
     error, _ = fetched[0][form]
     assert error and LATE[form][1] in error, error
     assert slug(form) not in [name.partition(".part")[0] for name in os.listdir(fetched[1])]
@@ -402,7 +403,7 @@ def test_openais_names_are_for_openais_models(both, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "size, name", [("124M", "gpt2"), ("355M", "gpt2-medium"), ("774M", "gpt2-large"), ("1558M", "gpt2-xl")]
 )
-def test_where_openais_address_fails_the_hub_is_named(tmp_path, size, name):
+def test_if_openais_address_fails_the_hub_is_named(tmp_path, size, name):
     models = tmp_path / "my models"
     done = command("a", "4", size, str(models))
     assert_error(done, "cannot fetch http://127.0.0.1:9/")
@@ -411,8 +412,8 @@ def test_where_openais_address_fails_the_hub_is_named(tmp_path, size, name):
     assert shlex.split(line) == ["python", "-m", "beyond.huggingface", *way]
 
 
-def test_what_a_download_has_left_unfinished_is_replaced(both, tmp_path, monkeypatch):
-    """The way that the error names is open whichever of the seven files is missing; a whole model stays."""
+def test_an_unfinished_download_is_replaced(both, tmp_path, monkeypatch):
+    """The command in the error works whichever of the seven files is missing; a complete model is kept."""
     digests = {name: digest(both / "124M" / name) for name in (utils.DATA, "encoder.json", "vocab.bpe")}
     monkeypatch.setitem(utils.SHA256, "124M", digests)
     for missing in "encoder.json", utils.DATA, "vocab.bpe":
@@ -429,7 +430,7 @@ def test_what_a_download_has_left_unfinished_is_replaced(both, tmp_path, monkeyp
             huggingface.fetch(str(both / "there"), str(there))
 
 
-# --- the way there ---
+# --- the download ---
 
 
 def test_a_model_is_fetched_once(env, hub, tmp_path):
@@ -479,7 +480,7 @@ def test_a_repository_that_is_private_or_missing(env, hub, tmp_path, status, cod
         ("a/b/c", (), "neither a folder nor a name on the hub"),
     ],
 )
-def test_a_source_that_is_not_there(env, tmp_path, source, extra, says):
+def test_a_source_that_does_not_exist(env, tmp_path, source, extra, says):
     assert_error(fetch(source, "--out", tmp_path / "out", *extra, env=env), says)
     assert not (tmp_path / "out").exists()
 
@@ -502,7 +503,15 @@ def test_bytes_that_are_not_the_hubs_are_removed(env, hub, tmp_path):
     assert fetch("me/plain", "--out", tmp_path / "out", env=env).returncode == 0
 
 
-def test_a_fetch_that_is_killed_leaves_no_model_and_the_next_goes_on(env, hub, tmp_path):
+def test_files_that_change_or_vanish_during_the_download(tmp_path):
+    (tmp_path / COMMIT).mkdir()
+    with pytest.raises(OSError, match="me/plain was changed while it was fetched"):
+        formats_hub._checked("me/plain", {}, [], "another commit", lambda names: str(tmp_path / COMMIT))
+    with pytest.raises(OSError, match="cannot fetch config.json of me/plain: check the network"):
+        formats_hub._checked("me/plain", {}, ["config.json"], COMMIT, lambda names: str(tmp_path / COMMIT))
+
+
+def test_a_fetch_that_is_killed_leaves_no_model_and_the_next_resumes(env, hub, tmp_path):
     hub.slow = 30
     process = subprocess.Popen(
         [sys.executable, "-m", "beyond.huggingface", "fetch", "me/plain", "--out", tmp_path / "out"],
@@ -529,7 +538,7 @@ def repository(tmp_path, **form):
     return str(tmp_path / "there")
 
 
-def test_where_gpt2_could_not_download_a_single_file(tmp_path):
+def test_a_download_without_a_single_complete_file_is_replaced(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint.part").write_text("")
     huggingface.fetch(repository(tmp_path), str(tmp_path / "out"))

@@ -20,7 +20,7 @@ import utils
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}  # transformers' defaults
-ONLY = {  # where gpt2.py has only one way: the settings of config.json that mean it, default first; what others mean
+ONLY = {  # settings of config.json: the values that gpt2.py supports, which mean the same; what any other value means
     "model_type": (["gpt2"], "another architecture"),
     "activation_function": (["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"], "another activation"),
     "layer_norm_epsilon": ([1e-5], "another layer norm"),
