@@ -68,7 +68,7 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("utils.py", "os.open(os.devnull, os.O_RDWR)", "pass", "faults", "odd_streams"),
     ("utils.py", "path = os.path.expanduser(value)", "path = value", "faults", "tilde"),
     ("utils.py", "if np.isnan(array).any():", "if False:", "faults", "no_numbers"),
-    ("beyond/files/writing.py", "os.path.samefile(path, other)", "False", "faults", "while_they_are_read"),
+    ("beyond/files/writing.py", "os.path.samefile(path, other)", "False", "faults", "their_own_input"),
     ("beyond/files/runs.py", "if differing := [", "if differing := False and [", "faults", "other_settings_are"),
     # the chapters
     ("beyond/attention.py", '.replace("<", "\\\\u003c")', "", "attention", "ends_the_script"),

@@ -1,7 +1,7 @@
 """When an output may be written, and how: only over what the same command made, and only as a whole.
 
 A command proves that a file is its own before replacing it (check_file); it never replaces an input or a device. The
-new content is written to a file of its own in the same folder and then takes the target's name (write_whole).
+new content is written under another name in the same folder and then takes the target's name (write_whole, new_folder).
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def write_whole(path, write):
 
 
 def is_part(name):
-    """Whether a file is one that write_whole could not finish or remove, as its process was killed."""
+    """Whether a file has the name of an incomplete one, which write_whole leaves only if its process is killed."""
     return bool(re.search(r"\.[0-9a-f]{16}\.part(\.[^.]*)?$", name))
 
 

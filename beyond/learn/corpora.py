@@ -1,10 +1,10 @@
-"""Where a text becomes what a training run learns from: a text or a folder made by beyond.corpus goes in, ids come out.
+"""From a text file, or a folder made by beyond.corpus, to the ids that a training run learns from.
 
     data = Source("input.txt")
     encoder, learned, held_out, files = data.split(n_vocab=1024)
 
-sequences.py then draws sequences from learned, and the loop measures its progress on held_out. The ids of a corpus
-remain in its file, which is mapped into memory.
+sequences.py then draws sequences from learned, and the loop measures the loss on held_out. The ids of a corpus remain
+in its file, which is mapped into memory.
 """
 
 import functools
@@ -23,7 +23,7 @@ HELD_OUT = 2**20  # the most tokens of a corpus that are held out
 
 
 class Source:
-    """A text or the folder of a corpus. It is read once, when it is first needed."""
+    """A text file ("-" is standard input) or the folder of a corpus, which is read once, when it is first needed."""
 
     def __init__(self, path):
         self.path, self.is_corpus = path, os.path.isdir(path)
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def n_vocab(self):
-        """The number of tokens in the vocabulary, by default for a text."""
+        """The size of a corpus's vocabulary, or the default size of one that is learned from a text."""
         return len(self.corpus[0].encoder) if self.is_corpus else 1024
 
     @property
@@ -49,8 +49,8 @@ class Source:
     def split(self, n_vocab):
         """(encoder, ids to learn from, ids held out, {filename: text} for the model's folder).
 
-        The last tenth is held out, of a corpus at most 2**20 tokens. From the rest of a text merges are learned first;
-        a corpus has a vocabulary already.
+        The last tenth is held out, of a corpus at most 2**20 tokens. Merges are learned from the rest of a text; a
+        corpus has a vocabulary already.
         """
         if self.is_corpus:
             encoder, ids, _ = self.corpus
