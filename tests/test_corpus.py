@@ -64,6 +64,29 @@ def test_the_ids_are_those_of_the_whole(tmp_path, small_pieces):
     assert sorted(os.listdir(tmp_path / "out")) == FILES
 
 
+def test_a_training_run_reads_its_text_once(tmp_path, monkeypatch):
+    """Of a text and of a corpus: the default n_vocab, the digest, and the ids, of which the last tenth is held out."""
+    (tmp_path / "text.txt").write_text(TEXT[:20000], "utf-8", newline="")
+    corpus.main(str(tmp_path / "text.txt"), out=str(tmp_path / "out"), n_vocab=400)
+    for name, function, n_vocab in ("text.txt", "read_text", 1024), ("out", "load", 400):
+        module, calls = corpora.reading if function == "read_text" else corpora, []
+        read = getattr(module, function)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, lambda *args: calls.append(args) or read(*args))
+            source = corpora.Source(str(tmp_path / name))
+            assert (source.n_vocab, len(source.digest), source.is_corpus) == (n_vocab, 64, name == "out")
+            encoder, learned, held_out, files = source.split(400)
+        assert [call for call in calls if call[0] == source.path] == [(source.path,)]
+        text = encoder.decode([*learned.tolist(), *held_out.tolist()])
+        assert text == TEXT[:20000] + "<|endoftext|>" * (name == "out")
+        if name == "out":
+            assert len(held_out) == (len(learned) + len(held_out)) // 10
+        else:
+            assert files.pop("held_out.txt") == TEXT[18000:20000] == encoder.decode(held_out.tolist())
+        assert sorted(files) == ["encoder.json", "vocab.bpe"]
+        assert json.loads(files["encoder.json"]) == encoder.encoder
+
+
 def test_two_processes_give_the_same_as_one(tmp_path, big):
     for cores in 1, 2:
         done = run(big, f"--out={tmp_path}/{cores}", "--n_vocab=400", "--sample=1", f"--cores={cores}")
