@@ -71,7 +71,7 @@ const en = {
   lensLast: "output",
   wholeTitle: "The whole text",
   wholeHelp: "The most probable next token at each position, after each block. Framed ones are correct.",
-  wholeToken: "token↓ block→",
+  wholeToken: "block →",
   blockHelp: `One token passes through one block, step by step in the order of gpt2.py, with the actual numbers. Blue is
     positive, orange negative. Click the name of a step to highlight its lines in the source.`,
   blockToken: "token",
@@ -214,7 +214,7 @@ const zh = {
   lensLast: "输出",
   wholeTitle: "整段文本",
   wholeHelp: "每个词元之后，各块认为最可能的下一个词元。加框的预测正确。",
-  wholeToken: "词元 ↓ 块 →",
+  wholeToken: "块 →",
   blockHelp: `一个词元一步一步地走过一个块，次序与 gpt2.py 相同，数也正是那些数。蓝色为正，橙色为负。点击某一步的名字，源码里就标出相应的几行。`,
   blockToken: "词元",
   blockLayer: "块",

@@ -459,7 +459,7 @@ def test_a_break_has_the_same_loss_as_natively_and_is_undone(visit, name):
 
 
 EDITS = {  # of the functions that generate
-    "stream": ("ids.append(next_id)", "ids.append(1)"),
+    "stream": ("sample(x[-1] @", "sample(x[0] @"),
     "generate": ("return list(stream(", "return 2 * list(stream("),
     "sample": ("return int(np.argmax(logits))", "return int(np.argmin(logits))"),
 }
