@@ -390,6 +390,80 @@ def test_two_processes_at_once(fetch, server, files):
     assert fetch() == files and sorted(server.names()) == sorted(utils.FILES)  # each file was fetched once
 
 
+HOLDER = "import sys, time, utils\nwith utils.locked(sys.argv[1]):\n    print('locked', flush=True)\n    time.sleep(60)"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """(path, a process that holds its lock)."""
+    path = str(tmp_path / "new")
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, path], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"locked\n"
+    yield path, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_lock_is_deleted_whatever_ends_its_block(tmp_path):
+    with utils.locked(tmp_path / "new"):
+        assert [path.name for path in tmp_path.iterdir()] == [".new.lock"]
+    with pytest.raises(KeyError), utils.locked(tmp_path / "new"):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_is_held(holder):
+    path, _ = holder
+    with pytest.raises(ValueError, match="another process is writing to .*/new: wait for it, or choose another output"):
+        with utils.locked(path, wait=False):
+            pass
+    os.symlink(path, path + " link")  # the same file by another name
+    with pytest.raises(ValueError, match="another process"), utils.locked(path + " link", wait=False):
+        pass
+
+
+def test_a_lock_is_waited_for(holder, capsys):
+    path, process = holder
+    threading.Timer(0.5, process.kill).start()
+    start = time.monotonic()
+    with utils.locked(path):
+        assert time.monotonic() - start > 0.4
+    assert capsys.readouterr().err == f"waiting for another process that is writing to {path}\n"
+
+
+def test_the_lock_of_a_killed_process_does_not_lock(holder, tmp_path):
+    path, process = holder
+    process.kill()
+    process.wait()
+    assert (tmp_path / ".new.lock").exists()
+    with utils.locked(path, wait=False):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_processes_take_turns(tmp_path):
+    """Each adds 1 to a number in a file, which loses nothing if the lock file is deleted at the right moment."""
+    code = "import os, sys, utils\n"
+    code += "for _ in range(50):\n    with utils.locked(sys.argv[1]):\n"
+    code += "        n = int(open(sys.argv[1]).read())\n        open(sys.argv[1], 'w').write(str(n + 1))"
+    (tmp_path / "n").write_text("0")
+    args = [sys.executable, "-c", code, str(tmp_path / "n")]
+    processes = [subprocess.Popen(args, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "n").read_text() == "150" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_without_permission_to_write(tmp_path, monkeypatch):
+    def deny(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", deny)
+        with pytest.raises(PermissionError), utils.locked(tmp_path / "new"):
+            pass
+
+
 def test_a_full_disk(fetch, server, files):
     """A limit on the size of a file instead of a full disk: to the program both are a failing write."""
     limit = textwrap.dedent("""

@@ -253,6 +253,18 @@ def test_a_checkpoint_that_is_truncated_or_does_not_fit(tmp_path):
         utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
 
 
+def test_params_as_names_and_back():
+    arrays = {name.removeprefix("model/"): array for name, array in tensors().items()}
+    params = utils.nested(arrays)
+    assert len(params["blocks"]) == 11 and set(params["blocks"][10]["attn"]["c_proj"]) == {"w", "b"}
+    assert params["blocks"][3]["ln_1"]["g"] is arrays["h3/ln_1/g"] and params["ln_f"]["b"] is arrays["ln_f/b"]
+    assert dict(utils.named_arrays(params)) == arrays  # the same objects
+    leaf = (np.zeros(2), 7)  # anything else than a dict is a leaf, such as a quantized matrix
+    partial = {"blocks": [{}, {"mlp": {"c_fc": leaf}}]}
+    assert list(utils.named_arrays(partial)) == [("h1/mlp/c_fc", leaf)]
+    assert utils.nested({"h1/mlp/c_fc": leaf}) == partial and utils.nested({}) == {"blocks": []}
+
+
 # --- a folder as a model ---
 
 
