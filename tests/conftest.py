@@ -61,6 +61,11 @@ def nested(tensors):
     return {**params, "blocks": [get(f"model/h{i}") for i in range(n_layer)]}
 
 
+FEW = {"n_vocab": 7, "n_ctx": 20, "n_embd": 20, "n_head": 5, "n_layer": 2}  # few tokens, so texts repeat themselves
+MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in {**golden.CONFIGS, "few": FEW}.items()}
+QUICK = ["few", "wide"]  # of MODELS, with two layers
+
+
 def flat(params, prefix=""):
     """[(path, array)] of nested dicts and lists."""
     if isinstance(params, np.ndarray):
@@ -101,10 +106,12 @@ SLOW = {  # tests that -m "not slow" skips, by file: parts of their names, "" fo
     "shakespeare": ["held_out_loss", "speech"],
     "batch": ["killed"],
     "lookahead": ["on_text"],
+    "interactive": ["kind_of_model[all]"],
     "notebooks": ["every_cell"],
     "parts": ["learns"],
     "load": ["any_other_layout", "types_and_data", "slices_of", "both_ways", "names_types", "any_byte"],
     "attention": ["browser", "keys", "picture"],
+    "package": ["shipped_model_is_found", "same_names", "wheel_lacks"],
     "page": [""],
 }
 

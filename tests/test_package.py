@@ -9,7 +9,10 @@ import zipfile
 from conftest import ROOT
 import pytest
 
-ROMEO = subprocess.run([sys.executable, ROOT / "gpt2.py", "ROMEO:", "8", "shakespeare"], capture_output=True).stdout
+
+@pytest.fixture(scope="module")
+def expected():
+    return subprocess.run([sys.executable, ROOT / "gpt2.py", "ROMEO:", "8", "shakespeare"], capture_output=True).stdout
 
 
 def pip(*args, python=sys.executable, **env):
@@ -57,13 +60,13 @@ def installed(request, wheel, tmp_path_factory):
     return how, folder, run
 
 
-def test_the_shipped_model_is_found(installed, tmp_path):
+def test_the_shipped_model_is_found(installed, expected, tmp_path):
     _, _, run = installed
     done = run("-m", "picogpt", "ROMEO:", "8", "shakespeare", cwd=tmp_path)
-    assert (done.returncode, done.stderr, done.stdout) == (0, b"", ROMEO)
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", expected)
 
 
-def test_a_folder_with_modules_of_the_same_names(installed, tmp_path):
+def test_a_folder_with_modules_of_the_same_names(installed, expected, tmp_path):
     """The user's utils.py is imported by the user's code, and ours by ours; the encoder can be sent to a process."""
     _, _, run = installed
     for name in "cli", "encoder", "gpt2", "utils":
@@ -78,7 +81,7 @@ def test_a_folder_with_modules_of_the_same_names(installed, tmp_path):
         "print(encoder.decode(ids))\n"
     )
     done = run("program.py", cwd=tmp_path)
-    assert (done.returncode, done.stderr, done.stdout) == (0, b"", ROMEO)
+    assert (done.returncode, done.stderr, done.stdout) == (0, b"", expected)
 
 
 def test_errors_name_nothing_that_the_wheel_lacks(installed, tmp_path):
