@@ -1,9 +1,9 @@
-"""Does a test fail if something is wrong? By hand, some of these faults or all, which takes a while:
+"""Mutation testing: does a test notice when the code is wrong? By hand, as all of it takes half an hour:
 
     python tests/mutations.py            # all
-    python tests/mutations.py encoder    # those whose file, text or tests have this word
+    python tests/mutations.py encoder    # those with this word in their file, text or tests
 
-Each is made in a copy of the repository, where the tests named beside it then have to fail. Without it they have to pass.
+Each mutation is made in a copy of the repository, where the tests named beside it must pass before and fail after it.
 """
 
 from pathlib import Path
@@ -13,26 +13,26 @@ import sys
 import tempfile
 
 ROOT = Path(__file__).resolve().parent.parent
-MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k of the tests that notice)
+MUTATIONS = [  # (file, old text, new text, the file and -k of the tests that notice)
     # the model
     ("gpt2.py", "0.044715", "0.0447", "gpt2", "gelu"),
     ("gpt2.py", "np.exp(x - x.max(axis=-1, keepdims=True))", "np.exp(x)", "gpt2", "test_softmax"),
     ("gpt2.py", "eps=1e-5", "eps=1e-6", "gpt2", "layer_norm"),
-    ("gpt2.py", "/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "gpt2", "each_position_alone"),
-    ("gpt2.py", "* -1e10", "* -1e3", "gpt2", "so_high"),
-    ("gpt2_pico.py", "-1e10", "-1e3", "gpt2", "so_high"),
+    ("gpt2.py", "/ q.shape[-1] ** 0.5", "/ q.shape[-1]", "gpt2", "loop_over_positions"),
+    ("gpt2.py", "* -1e10", "* -1e3", "gpt2", "the_mask_holds"),
+    ("gpt2_pico.py", "-1e10", "-1e3", "gpt2", "the_mask_holds"),
     ("gpt2.py", "n_seen, past + i, dtype", "n_seen, i, dtype", "gpt2", "in_chunks"),
     ("gpt2.py", "n_seen = past + i + chunk.shape[1]", "n_seen = past + i + 1", "gpt2", "in_chunks"),
     ("gpt2.py", "wpe[past : past + len(inputs)]", "wpe[: len(inputs)]", "gpt2", "in_chunks"),
     ("gpt2.py", "return x + ffn(", "return ffn(", "gpt2", "adds_to_its_input"),
     # sampling
-    ("gpt2.py", "logits.astype(np.float64)", "logits", "gpt2", "sampling_means"),
-    ("gpt2.py", "np.cumsum(probs[order])[:-1] >= top_p", "np.cumsum(probs[order])[:-1] > top_p", "gpt2", "smallest_set"),
+    ("gpt2.py", "logits.astype(np.float64)", "logits", "gpt2", "sampling_equals"),
+    ("gpt2.py", "before >= top_p", "before > top_p", "gpt2", "smallest_set"),
     ("gpt2.py", ', kind="stable")', ")", "gpt2", "smallest_set"),
-    ("gpt2.py", "-min(top_k, len(logits))", "-top_k", "gpt2", "sampling_means"),
-    ("gpt2.py", "max(temperature, 1e-200)", "temperature", "faults", "least_to_the_greatest"),
+    ("gpt2.py", "-min(top_k, len(logits))", "-top_k", "gpt2", "sampling_equals"),
+    ("gpt2.py", "max(temperature, 1e-200)", "temperature", "faults", "extreme_temperatures"),
     ("gpt2.py", "np.random.default_rng(seed)", "np.random.default_rng(seed or None)", "gpt2", "seed_decides"),
-    ("gpt2.py", "if np.isnan(logits).any():", "if False:", "faults", "no_numbers"),
+    ("gpt2.py", "if np.isnan(logits).any():", "if False:", "faults", "not_numbers"),
     # tokens
     ("encoder.py", r"| [ ]?[\p{N}]+ ", r"| [\p{N}]+ ", "encoder", "tiktoken"),
     ("encoder.py", r"| \s+(?!\S)  ", r"| \s+  ", "encoder", "tiktoken"),
@@ -44,7 +44,7 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("encoder.py", '"utf-16", "replace")', '"utf-16", "ignore")', "encoder", "surrogates"),
     ("encoder.py", "list(bpe_merges)", "bpe_merges", "faults", "encoder_in_many_threads"),
     ("encoder.py", 'if merges[0].startswith("#version"):', "if True:", "encoder", "version_line"),
-    ("encoder.py", 'if merges[-1:] != [""]:', "if False:", "faults", "vocabulary_that_is_none"),
+    ("encoder.py", 'if merges[-1:] != [""]:', "if False:", "faults", "invalid_vocabularies"),
     # a download
     ("utils.py", "timeout=TIMEOUT", "timeout=None", "download", "stalls"),
     ("utils.py", "min(int(after), 60)", "int(after)", "download", "temporary_errors"),
@@ -62,12 +62,14 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("utils.py", '"wte": params["wte"][:n]', '"wte": params["wte"]', "faults", "never_chosen"),
     ("beyond/formats/checkpoint.py", "0.02 / math.sqrt(2 * n_layer)", "0.02 / math.sqrt(n_layer)", "train", "are_gpt2s"),
     # the command line, and files
-    ("utils.py", "except MemoryError:", "except ZeroDivisionError:", "faults", "memory_that"),
-    ("utils.py", ', (bool, np.bool_))', ", ())", "gpt2", "filled_exactly"),
-    ("utils.py", '.removesuffix("\\n").removesuffix("\\r")', '.removesuffix("\\n")', "faults", "byte_order_marks"),
-    ("utils.py", "os.open(os.devnull, os.O_RDWR)", "pass", "faults", "odd_streams"),
-    ("utils.py", "path = os.path.expanduser(value)", "path = value", "faults", "tilde"),
-    ("utils.py", "if np.isnan(array).any():", "if False:", "faults", "no_numbers"),
+    ("cli.py", "except MemoryError:", "except ZeroDivisionError:", "faults", "too_little_memory"),
+    ("cli.py", ", (bool, np.bool_))", ", ())", "gpt2", "filled_exactly"),
+    ("cli.py", '.removesuffix("\\n").removesuffix("\\r")', '.removesuffix("\\n")', "faults", "byte_order_marks"),
+    ("cli.py", "os.open(os.devnull, os.O_RDWR)", "pass", "faults", "unusual_streams"),
+    ("cli.py", "path = os.path.expanduser(value)", "path = value", "faults", "tilde"),
+    ("cli.py", "if np.isnan(array).any():", "if False:", "faults", "not_numbers"),
+    ("cli.py", "if is_switch(parameters[name]) and not", "if False and not", "cli", "switch_takes_no_text"),
+    ("cli.py", "return parameter.annotation is str", "return True", "cli", "decide_what_stays_text"),
     ("beyond/files/writing.py", "os.path.samefile(path, other)", "False", "faults", "their_own_input"),
     ("beyond/files/runs.py", "if differing := [", "if differing := False and [", "faults", "other_settings_are"),
     # the chapters
@@ -77,7 +79,7 @@ MUTATIONS = [  # (file, what is there, what comes in its place, the file and -k 
     ("beyond/classify.py", "[len(labels) / len(classes) / count[label] for", "[1 for", "classify", "weigh_the_same"),
     ("beyond/classify.py", "if len(row) > len(header):", "if False:", "faults", "own_column"),
     ("beyond/evaluate.py", "loss < 700", "loss < 7000", "evaluate", "too_large_for_a_float"),
-    ("beyond/evaluate.py", "max(1, hparams", "max(0, hparams", "faults", "sees_one_token"),
+    ("beyond/evaluate.py", "max(1, hparams", "max(0, hparams", "faults", "context_of_one_token"),
     ("beyond/finetune.py", "learning_rate or RATES[method]", "RATES[method]", "finetune", "was_given"),
     ("beyond/learn/optimizers.py", "lambda x: x.ndim > 1", "lambda x: True", "train", "decay"),
     ("beyond/learn/optimizers.py", "weight_decay=weight_decay,", "", "train", "decay"),
@@ -113,7 +115,7 @@ def main(word=""):
             path = copy / file
             source = path.read_text("utf-8")
             if source.count(old) != 1:
-                sys.exit(f"{file} has {old!r} {source.count(old)} times: write this mutation anew")
+                sys.exit(f"{file} contains {old!r} {source.count(old)} times, not once: update this mutation")
             if tuple(tests) not in checked and not passes(copy, *tests):
                 sys.exit(f"tests/test_{tests[0]}.py -k {tests[1]} fails without any mutation")
             checked.add(tuple(tests))
