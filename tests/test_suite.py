@@ -6,13 +6,13 @@ from conftest import ROOT, SLOW
 from mutations import MUTATIONS
 
 
-def tests_of(name):
+def names_in(name):
     return re.findall(r"^def (test_\w+)", (ROOT / "tests" / f"test_{name}.py").read_text("utf-8"), re.M)
 
 
 def applies(file, old, new, name, words):
     """Whether the file contains the old text exactly once, and a test has these words in its name."""
-    is_named = any(words in test for test in tests_of(name))
+    is_named = any(words in test for test in names_in(name))
     return is_named and old != new and (ROOT / file).read_text("utf-8").count(old) == 1
 
 
@@ -36,6 +36,6 @@ def test_each_slow_test_exists():
         (name, part)
         for name, parts in SLOW.items()
         for part in parts
-        if not any(part.partition("[")[0] in test for test in tests_of(name))
+        if not any(part.partition("[")[0] in test for test in names_in(name))
     ]
     assert not missing
