@@ -55,13 +55,13 @@ def test_the_held_out_loss_is_the_readmes():
 
 def test_the_commands_in_the_readmes_print_the_output_shown():
     shown = re.findall(
-        r"```\n(?:[^\n]*&& )?(?:\.venv/bin/)?python (gpt2\.py [^\n]*--model_size shakespeare[^\n]*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
+        r"```\n(?:[^\n]*&& )?(?:\.venv/bin/)?(?:python gpt2\.py|picogpt) ([^\n]*--model_size shakespeare[^\n]*)\n```\n(?:[^`]*\n)?```\n(.*?)```\n",
         README + MODEL_README,
         re.S,
     )
     assert len(shown) == 4
     for line, expected in shown:
-        prompt, flags = re.fullmatch(r'gpt2\.py "(.*?)"(.*)', line).groups()
+        prompt, flags = re.fullmatch(r'"(.*?)"(.*)', line).groups()
         done = command(prompt, *flags.split(), cwd=ROOT)
         assert done.returncode == 0 and done.stdout.decode() == expected, line
 
