@@ -424,10 +424,10 @@ def test_a_file_system_without_locks(work, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     status, out, err = run("batch", *RUNS["batch"])
     assert (status, out) == (0, "new: 2 lines\n") and "note: new cannot be locked (No locks available)" in err
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), utils.locked("models"):
+    notes = io.StringIO()
+    with contextlib.redirect_stderr(notes), utils.locked("models"):
         pass
-    assert said.getvalue() == "note: models cannot be locked (No locks available): write to it from one process\n"
+    assert notes.getvalue() == "note: models cannot be locked (No locks available): write to it from one process\n"
 
 
 def test_a_tilde_is_the_home_folder(work, monkeypatch):
@@ -454,10 +454,10 @@ def test_crlf_does_not_hide_the_documents(work):
     for text in TEXT, TEXT.replace("\n", "\r\n"):
         merges = tokenizer.learn(text, 400)
         encoder = Encoder(tokenizer.vocabulary(merges), merges)
-        rows = train.sequence_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
-        rows = np.concatenate([rows(np.random.default_rng(i)) for i in range(100)])
-        counts.append((rows == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
-        assert any("\r" in encoder.decode(row) for row in rows.tolist()) == ("\r" in text)
+        draw = train.sequence_maker(encoder, np.array(encoder.encode(text)), 64, 8, 0.1, by_blank_lines=True)
+        sequences = np.concatenate([draw(np.random.default_rng(i)) for i in range(100)])
+        counts.append((sequences == encoder.encoder["<|endoftext|>"]).any(axis=1).sum())
+        assert any("\r" in encoder.decode(one) for one in sequences.tolist()) == ("\r" in text)
     assert min(counts) > 40 and max(counts) < 1.2 * min(counts)
 
 
@@ -504,8 +504,8 @@ def test_a_text_that_is_scored_or_learned_is_kept_byte_for_byte(work, text):
     assert reading.read_text("x.txt").encode() == data
     encoder, hparams, _ = utils.load_encoder_hparams_and_params("small", "models")
     for args, stdin in (["x.txt"], b""), (["-"], data):
-        said = run("evaluate", *args, "--model_size=small", "--models_dir=models", stdin=stdin)[1]
-        assert said.startswith(f"{len(encoder.encode(text))} tokens, {len(text.split())} words, {len(data)} bytes\n")
+        report = run("evaluate", *args, "--model_size=small", "--models_dir=models", stdin=stdin)[1]
+        assert report.startswith(f"{len(encoder.encode(text))} tokens, {len(text.split())} words, {len(data)} bytes\n")
 
 
 def test_a_dash_means_standard_input_for_every_text(work):
@@ -973,12 +973,12 @@ def test_any_value_of_any_flag_works_or_is_refused_in_one_line(work, name):
             *[f"--{one}={text}" for one, text in {**words, flag: value}.items()],
             stdin=b"O, my",
         )
-        said = (flag, value, found)
+        details = (flag, value, found)
         statuses.add(status)
-        assert "Traceback" not in err and "Warning" not in err, said
+        assert "Traceback" not in err and "Warning" not in err, details
         if status:
             assert_refused(found)
-            assert 12 < len(err) < 1500, said
+            assert 12 < len(err) < 1500, details
         if name == "batch":
             Path("new").unlink(missing_ok=True)
         if name == "corpus":
@@ -1036,13 +1036,13 @@ def test_an_id_without_a_token_is_never_chosen(work):
         ("attention", ["O, my", "--out=new.html"]),
         ("finetune", ["text.txt", "tuned", "--method=head", *LEARN]),
     ):
-        said = []
+        outputs = []
         for model in "small", "padded":
             found = run(name, *args, f"--model_size={model}", "--models_dir=models")
             assert found[0] == 0, found
             (work / "new.settings").unlink(missing_ok=True)
-            said.append((found[1], [take(path) for path in [*work.glob("new*"), *work.glob("tuned")]]))
-        assert said[0] == said[1], name
+            outputs.append((found[1], [take(path) for path in [*work.glob("new*"), *work.glob("tuned")]]))
+        assert outputs[0] == outputs[1], name
 
 
 # --- F: names that look like patterns ---
@@ -1198,11 +1198,11 @@ def test_prompt_txt_has_the_form_of_its_tasks(work):
 
 def test_the_estimate_is_printed_before_the_run(work):
     _, _, err = run("finetune", *RUNS["finetune"])
-    said = re.fullmatch(
+    found = re.fullmatch(
         r"at most 2 more steps: about ([\d.]+) (?:seconds|minutes) on this machine, and ([\d.]+) MB of memory besides activations",
         err.splitlines()[0],
     )
-    assert said and float(said[1]) >= 1 and float(said[2]) >= 1, err
+    assert found and float(found[1]) >= 1 and float(found[2]) >= 1, err
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -172,8 +172,8 @@ def test_the_pages_claims_about_speed():
         (r"([\d.]+) times as fast for text that repeats itself", factors["lookahead, text that repeats, gpt2.py"]),
         (r"a batch of 16 texts produced about ([\d.]+) times", factors["batch of 16, gpt2.py"]),
     ):
-        (said,) = re.findall(pattern, prose)
-        assert abs(float(said) / expected - 1) < 0.3, (pattern, expected)
+        (claim,) = re.findall(pattern, prose)
+        assert abs(float(claim) / expected - 1) < 0.3, (pattern, expected)
     assert factors["lookahead, text that does not repeat, gpt2.py"] > 0.95  # "no slower for other text"
 
 
@@ -187,8 +187,8 @@ def test_the_pages_claims_about_each_part():
         (r"the feed-forward network ([\d.]+),", "heads", "feed-forward"),
         (r"four blocks instead of one ([\d.]+)\.\s", "feed-forward", "depth"),
     ):
-        (said,) = re.findall(pattern, ENGLISH)
-        assert said == f"{losses[before] - losses[after]:.{len(said.partition('.')[2])}f}", pattern
+        (claim,) = re.findall(pattern, ENGLISH)
+        assert claim == f"{losses[before] - losses[after]:.{len(claim.partition('.')[2])}f}", pattern
     assert abs(losses["embeddings"] - losses["pairs"]) < 0.06  # "as well as the table"
     assert abs(losses["positions"] - losses["embeddings"]) < 0.02  # "alone do not help"
 
@@ -311,7 +311,7 @@ def test_the_two_languages_of_a_picture_differ_in_words_only():
         english, chinese = (found[f"{make.__name__}{language}.svg"] for language in ("", ".zh"))
         assert len(english["texts"]) == len(chinese["texts"]) and chinese != english
         for a, b in zip(english["texts"], chinese["texts"]):
-            # what is not translated is a token, a number or code
+            # text without a translation is a token, a number or code
             assert a.isascii() or not re.search("[一-鿿]", a)
             if a != b:
                 assert re.search("[一-鿿]", b) and sorted(re.findall(r"\d", a)) == sorted(re.findall(r"\d", b)), (a, b)
