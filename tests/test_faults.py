@@ -1083,7 +1083,7 @@ def test_folders_of_any_name(work, folder):
         ("batch", ["prompts.txt", "--out"], ["--out needs a value"]),
         ("attention", ["hi", "--out", "--model_size=small"], ["--out needs a value"]),
         ("batch", ["prompts.txt"], ["out is missing", "--help"]),
-        ("attention", ["hello", "world"], ["one argument too many, world", "quotes"]),
+        ("attention", ["hello", "world"], ["one argument too many: world", "quotes"]),
         ("gpt2", ["hi", "--model_size=models/small"], ["the name of a model alone", "--model_size=small"]),
     ],
 )
