@@ -354,5 +354,5 @@ def test_the_curve_in_the_article_is_that_of_the_model():
     readme = (ROOT / "models" / "shakespeare" / "README.md").read_text("utf-8")
     assert len(steps) == int(re.search(r"among (\d+) evaluations", readme)[1])
     assert averaged.min() < held_out.min() and steps[averaged.argmin()] == int(
-        re.search(r"the one after (\d+) updates", readme)[1]
+        re.search(r"the averaged weights after (\d+) updates", readme)[1]
     )
