@@ -9,9 +9,13 @@ import itertools
 import json
 import os
 from pathlib import Path
+import pickle
 import re
 import shutil
+import socket
+import subprocess
 import sys
+import threading
 
 from conftest import ROOT, assert_error, command, in_process
 import numpy as np
@@ -768,8 +772,6 @@ def test_processes_that_cannot_connect(work, flags):
 
 
 def test_missing_processes():
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match="no connection with the other processes"):
@@ -1093,8 +1095,6 @@ def test_errors_suggest_what_was_probably_meant(work, name, args, parts):
 
 
 def test_closed_and_unusual_streams(work):
-    import subprocess
-
     def sh(redirection, *args):
         return subprocess.run(
             [
@@ -1115,11 +1115,12 @@ def test_closed_and_unusual_streams(work):
 
     good = sh("", "O, my", "3")
     assert good.returncode == 0 and good.stdout
-    assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "3")) == (0, good.stdout)
-    assert (lambda done: (done.returncode, done.stdout))(sh("2>&-", "O, my", "-3")) == (1, b"")
-    assert_error(sh("<&-", "-", "3"), "the standard input is closed")
+    for n, expected in ("3", (0, good.stdout)), ("-3", (1, b"")):
+        done = sh("2>&-", "O, my", n)
+        assert (done.returncode, done.stdout) == expected
+    assert_error(sh("<&-", "-", "3"), "standard input is closed")
     code = "import os, cli; cli.run(lambda: [os.path.samestat(os.fstat(i), os.stat(os.devnull)) for i in (0, 2)])"
-    line = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]  # no file takes their numbers
+    line = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", code]  # no other file gets their numbers
     assert subprocess.run(line, capture_output=True, cwd=ROOT).stdout == b"[True, True]\n"
     done = sh("<.", "-", "3")
     assert done.returncode == 1 and done.stdout == b"" and b"Traceback" not in done.stderr
@@ -1217,8 +1218,6 @@ def test_every_command_explains_itself(work, name):
 
 def test_threads_do_not_disturb_each_other():
     """gpt2.generate in one thread while a chapter traces its variant of the model in another."""
-    import threading
-
     params = checkpoint.initial_params(**HPARAMS)
     failed = []
     rounds = []
@@ -1247,8 +1246,6 @@ def test_threads_do_not_disturb_each_other():
 
 def test_an_encoder_in_many_threads(encoder):
     """The merges are read once, whichever thread asks first."""
-    import threading
-
     for _ in range(3):
         fresh = Encoder(encoder.encoder, iter(encoder._merges))
         found = []
@@ -1256,6 +1253,4 @@ def test_an_encoder_in_many_threads(encoder):
         [thread.start() for thread in threads]
         [thread.join() for thread in threads]
         assert found == [50000] * 4
-    import pickle
-
     assert pickle.loads(pickle.dumps(fresh)).encode("a theorized Zxqy") == encoder.encode("a theorized Zxqy")
