@@ -6,10 +6,10 @@ writes a page for the browser, which needs no network, and prints
 
     page.html: 11 tokens, 36,320 bytes
 
-attention is redefined to keep its weights, and look keeps the output of each block. All else is gpt2.py unchanged, so
-the page shows the very numbers from which the logits are computed. Only the last block's output is meant for the final
-layer norm and wte; applied to the output of an earlier block, they show what the model would predict if it ended there
-(nostalgebraist's "logit lens", 2020,
+attention is redefined to keep its weights, and look keeps the output of each block. The rest is gpt2.py unchanged, so
+the page shows exactly the numbers that the logits are computed from. Only the last block's output is meant for the
+final layer norm and wte; applied to the output of an earlier block, they show what the model would predict if it ended
+there (nostalgebraist's "logit lens", 2020,
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 
 A weight w is stored in the page as one byte, round(255 * sqrt(w)), which keeps small weights distinct; its error is at
@@ -32,7 +32,7 @@ from gpt2 import layer_norm, softmax
 import utils
 
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "attention.html")
-VIEWS = os.path.join(os.path.dirname(TEMPLATE), "..", "page", "views.mjs")  # the live page draws with it as well
+VIEWS = os.path.join(os.path.dirname(TEMPLATE), "..", "page", "views.mjs")  # the live page uses it as well
 MARK = b"<!-- a page of beyond/attention.py -->"  # marks our own pages, which may be overwritten
 
 
@@ -49,7 +49,7 @@ def look(inputs, params, n_head):
     for block in params["blocks"]:
         x = model.transformer_block(x, **block, n_head=n_head)
         states.append(x)
-        # attention is called with chunks of queries and the keys that these may attend to: the others weigh 0
+        # attention is called with chunks of queries and the keys they may attend to; the other weights are 0
         chunks = [np.pad(chunk, ((0, 0), (0, 0), (0, n - chunk.shape[2]))) for chunk in kept]
         weights.append(np.concatenate(chunks, axis=1))
         kept.clear()

@@ -6,7 +6,7 @@ measures gpt2.py, its chapters and the peers that are installed, and writes benc
 benchmark.json. The model has the shape of 124M and random weights, as the speed does not depend on their values.
 
 Engines are grouped by weight size: float32, 8 bits, 4 bits. Each one (see bench/engines.py) runs in a process of its
-own, and its ratio is to the time that PicoGPT took just before and just after it. The machine's limit is also shown:
+own, and it is compared with PicoGPT's times just before and just after it. The machine's limit is also shown:
 decoding cannot be faster than reading all weights at the memory bandwidth, measured by a product of a large matrix and
 a vector; a prompt takes two operations per weight and token, at the rate of a product of two large matrices.
 """
@@ -39,7 +39,7 @@ PROMPT = "First Citizen:\nBefore we proceed any further, hear me speak."
 
 
 def measure(name, folder, env=None):
-    """What bench/engines.py prints for an engine, and its version; a text that says why there is no measurement."""
+    """What bench/engines.py prints for an engine, and its version; or the reason why there is no measurement."""
     package = ENGINES[name][1]
     try:
         version = {"version": importlib.metadata.version(package)} if package else {}
@@ -49,8 +49,8 @@ def measure(name, folder, env=None):
     return " ".join([*version.values(), "failed:", found]) if isinstance(found, str) else found | version
 
 
-def must(found):
-    """Returns found. Raises ValueError if one of our own engines failed."""
+def required(found):
+    """Returns found, a measurement of one of our own engines. Raises ValueError if it failed."""
     if isinstance(found, str):
         raise ValueError(f"PicoGPT could not be measured: {found}")
     return found
@@ -59,23 +59,23 @@ def must(found):
 def measure_group(names, folder, env, note):
     """{engine: {what: seconds}}; "beside" holds the first one's mean time just before and after that engine."""
     first, *others = names
-    runs, found = [must(measure(first, folder, env))], {first: {}}
+    runs, found = [required(measure(first, folder, env))], {first: {}}
     for name in others:
         note(name)
         found[name] = measure(name, folder, env)
         if isinstance(found[name], dict):
-            runs.append(must(measure(first, folder, env)))
+            runs.append(required(measure(first, folder, env)))
             found[name]["beside"] = {what: (runs[-2][what] + runs[-1][what]) / 2 for what in report.WORK}
     found[first] = {what: float(np.median([run[what] for run in runs])) for what in report.WORK}
     return found
 
 
 def limits(params, bandwidth, rate, n_bytes=4):
-    """{what: seconds} that cannot be beaten at this bandwidth in bytes per second and rate in operations per second.
+    """{what: seconds}: lower bounds at this bandwidth, in bytes per second, and rate, in operations per second.
 
     n_bytes: per weight. The rate is known for float32 only, so prompts have no limit with smaller weights.
     """
-    used = sum(array.size for _, array in utils.named_arrays(params)) - params["wpe"].size  # a token takes a row of wpe
+    used = sum(array.size for _, array in utils.named_arrays(params)) - params["wpe"].size  # a token uses a row of wpe
     token = n_bytes * used / bandwidth
     inside = 2 * (used - params["wte"].size) / rate  # per token; only the last one needs the output projection
     found = {what: token for what in report.WORK if what.startswith("decode")}
@@ -103,7 +103,7 @@ def chapters(found):
 
 
 def measure_processes(folder, n_bytes):
-    """Rows (what, ratio, figure) for whole processes: their time from start to end, and their memory at the peak."""
+    """Rows (what, ratio, figure) for whole processes: their total time and their peak memory."""
     commands = {
         "gpt2.py": ["gpt2.py"],
         "gpt2_pico.py": ["gpt2_pico.py"],
@@ -139,7 +139,7 @@ def measure_processes(folder, n_bytes):
 
 
 def chosen(peers):
-    """report.GROUPS, without the peers unless they are wanted."""
+    """report.GROUPS, with or without the peers."""
     return {group: [name for name in names if peers or name in report.OURS] for group, names in report.GROUPS.items()}
 
 
@@ -153,7 +153,7 @@ def write_model(hparams, folder):
         tokens = json.load(file)
         file.seek(0)
         more = range(len(tokens), hparams["n_vocab"])
-        json.dump({**tokens, **{f"[{id}]": id for id in more}}, file)  # longer than before, so nothing old remains
+        json.dump({**tokens, **{f"[{id}]": id for id in more}}, file)  # longer than before, so it overwrites everything
 
 
 def check_outputs(out):
@@ -171,14 +171,14 @@ def measure_all(work, hparams, groups, note):
     load_s = medians({"": lambda: load(folder)}, 5)[""]
     params, found = load(folder)[1], {}
     n_bytes = sum(array.nbytes for _, array in utils.named_arrays(params))
-    machine = must(measure("limit", folder))
+    machine = required(measure("limit", folder))
     for group, names in groups.items():
         env = ONE_CORE if group == "one core" else None
         found[group] = measure_group(names, folder, env, lambda name, group=group: note(f"{group}: {name}"))
         if group in report.BYTES:
             found[group][report.LIMIT] = limits(params, machine["bandwidth"], machine["rate"], report.BYTES[group])
     note("chapters")
-    more = chapters(must(measure("together", folder)))
+    more = chapters(required(measure("together", folder)))
     note("processes")
     more += [("loading the weights", "", f"{load_s * 1000:.1f} ms"), *measure_processes(work, n_bytes)]
     return {"groups": found, "more": more}
@@ -188,12 +188,12 @@ def main(out="benchmark", n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_la
     """Measures and writes OUT.md, OUT.svg and OUT.json; takes about fifteen minutes.
 
     Args:
-        out: The path of the three files without their endings.
-        n_vocab: Tokens in the vocabulary, 1024 or more. By default the model has the shape of 124M.
-        n_ctx: Tokens in the context, 1024 or more.
-        n_embd: Numbers per token, a multiple of n_head.
-        n_head: Attention heads per block.
-        n_layer: Blocks.
+        out: The path of the three files, without extensions.
+        n_vocab: The size of the vocabulary, 1024 or more. By default the model has the shape of 124M.
+        n_ctx: The size of the context, 1024 or more.
+        n_embd: The embedding size, a multiple of n_head.
+        n_head: The number of attention heads per block.
+        n_layer: The number of blocks.
         peers: Whether to measure the peers as well; --peers=False leaves them out.
         train: Measures training loops instead, prints a table and writes nothing.
     """

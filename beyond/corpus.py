@@ -3,16 +3,17 @@
     python -m beyond.corpus wiki.jsonl books/*.txt --out data/mine
     python -m beyond.train data/mine --model_size mine --steps 100000
 
-The texts are read in pieces of a megabyte, cut before white space, so that the tokens of the pieces together are those
-of the whole (beyond/evaluate.py does the same). All cores tokenize, and reading stays only a few pieces ahead, so that
-memory use does not grow: for 200 MB of made-up text three processes took 397 MB together, for 1 GB 418 MB.
+The texts are read in pieces of a megabyte, cut before white space, so that the pieces give the same tokens as the whole
+text (beyond/evaluate.py does the same). All cores tokenize, and reading stays only a few pieces ahead, so memory use
+barely grows with the text: three processes used 397 MB in total for 200 MB of synthetic text, and 418 MB for 1 GB.
 A document is a file, or a line {"text": ...} of a file that ends in .jsonl; <|endoftext|> follows each. The vocabulary
-is a model's, or is learned from pieces evenly spread over all but the last tenth of the text, which training holds out.
+is that of a model, or is learned from pieces evenly spread over the first nine tenths of the text; training holds out
+the rest.
 
-OUT gets encoder.json, vocab.bpe, ids.bin with two bytes per id (four if there are more than 65,536), and at the end
+OUT gets encoder.json, vocab.bpe, ids.bin with two bytes per id (four if there are more than 65,536), and finally
 corpus.json, which marks it as complete. Until then pieces.jsonl has a line for each piece, with its digest. The same
-command resumes a killed run: it reads the texts again, compares them, and tokenizes the pieces that are missing. A kill
-loses only the pieces in progress, a few per core.
+command resumes a killed run, which loses only the pieces in progress, a few per core: it reads the texts again,
+compares them, and tokenizes the missing pieces.
 """
 
 import collections
@@ -47,7 +48,7 @@ def read_parts(paths):
     for path in paths:
         if path.endswith(".jsonl"):
             for _, record in reading.read_records(path, {"text": "a document"}):
-                text = record["text"].encode("utf-16", "surrogatepass")  # JSON can spell half a character
+                text = record["text"].encode("utf-16", "surrogatepass")  # JSON can escape half a character
                 yield [text.decode("utf-16", "replace"), True]
             continue
         with open(path, "rb") if path != "-" else sys.stdin.buffer as data:
@@ -106,7 +107,7 @@ def watch():
 
 
 def in_order(function, items, cores):
-    """map(function, items) in that many processes, taking items from the iterator only 2 * cores ahead."""
+    """map(function, items) in that many processes; takes items from the iterator at most 2 * cores ahead."""
     if cores == 1:
         yield from map(function, items)
         return
@@ -119,7 +120,7 @@ def in_order(function, items, cores):
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise OSError("a process was killed, possibly for lack of memory: repeat this with fewer cores") from None
+        raise OSError("a process was killed, possibly because memory ran out: try again with fewer cores") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -133,15 +134,15 @@ def check_out(out, settings=None):
     if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"{out} is a file: give the name of a new folder")
     if corpora.WHOLE in found or found and LOG not in found:
-        what = "is a corpus already" if corpora.WHOLE in found else "holds other files"
-        raise ValueError(f"{out} {what}: give another out, or remove that folder")
+        what = "is already a corpus" if corpora.WHOLE in found else "holds other files"
+        raise ValueError(f"{out} {what}: choose another --out, or remove that folder")
     if found and settings:
         with open(os.path.join(out, LOG), encoding="utf-8") as log:
             runs.same_work(out, log.readline(), settings)
 
 
 def begin(out, settings, make_vocabulary):
-    """Writes the settings as the log's first line, and the vocabulary, unless an earlier run has done so."""
+    """Writes the settings as the log's first line, and the vocabulary, unless an earlier run already has."""
     if all(os.path.exists(os.path.join(out, name)) for name in ("encoder.json", "vocab.bpe")):
         return
     files = make_vocabulary()
@@ -151,7 +152,7 @@ def begin(out, settings, make_vocabulary):
 
 
 def resume(log, ids, itemsize):
-    """The log's records of complete pieces; truncates both files after these, as a kill may leave half a piece."""
+    """The log's records of complete pieces; truncates both files after these, as a killed run may leave part of one."""
     size, kept, n_ids, records = os.path.getsize(ids.name), len(log.readline()), 0, []  # the first line: settings
     for line in log:
         if not line.endswith(b"\n") or itemsize * (n_ids + json.loads(line)["tokens"]) > size:
@@ -174,10 +175,10 @@ def add(pieces, out, cores, bar):
             for record in records:
                 if digest(next(pieces, None)) != record["sha256"]:
                     raise ValueError(
-                        f"{out} was begun with other texts: repeat those, or give another out, or remove it"
+                        f"{out} was started with different texts: pass those again, choose another --out, or remove it"
                     )
                 bar.update(record["bytes"])
-            known, pieces = itertools.tee(pieces)  # in_order is a few pieces ahead
+            known, pieces = itertools.tee(pieces)  # because in_order reads ahead
             for piece, found in zip(known, in_order(functools.partial(tokenize, out), pieces, cores)):
                 n_bytes = sum(len(text.encode()) for text, _ in piece)
                 records.append({"sha256": digest(piece), "tokens": len(found), "bytes": n_bytes})
@@ -201,9 +202,9 @@ def main(*texts, out, model_size: str = None, models_dir="models", n_vocab=50257
             - reads standard input.
         out: The folder of the corpus.
         model_size: The model whose vocabulary is used; by default a vocabulary is learned from the texts.
-        n_vocab: Tokens in a vocabulary that is learned, 257 or more.
-        sample: Megabytes to learn it from, evenly spread over the texts, or the first ones of standard input.
-        cores: How many processes tokenize; by default one per core.
+        n_vocab: The size of a learned vocabulary, 257 or more.
+        sample: Megabytes of text to learn it from: evenly spread over the texts, or the first ones of standard input.
+        cores: The number of processes that tokenize; by default one per core.
     """
     from tqdm import tqdm
 

@@ -15,8 +15,8 @@ in training; if the vocabulary does not have it, scoring begins with the second 
 passages, {"text": ...} in each line, like LAMBADA's test (https://arxiv.org/abs/1606.06031): the accuracy is the share
 of passages whose last word greedy decoding generates, token by token.
 
-Zero-shot results of OpenAI's models, from the paper (Radford et al. 2019, table 3, https://cdn.openai.com/
-better-language-models/language_models_are_unsupervised_multitask_learners.pdf), which cleaned the texts in its own way:
+Zero-shot results of OpenAI's models, from their paper (Radford et al. 2019, table 3, https://cdn.openai.com/
+better-language-models/language_models_are_unsupervised_multitask_learners.pdf), with its own preprocessing:
 
                                  124M    355M    774M   1558M
     LAMBADA       perplexity    35.13   15.60   10.87    8.63
@@ -81,14 +81,14 @@ def score_text(path, encoder, params, n_head, stride):
     """The report that main prints for a text, which may be larger than memory."""
     from tqdm import tqdm
 
-    # bytes that are not UTF-8 are scored as they are
+    # invalid UTF-8 is scored as raw bytes
     file = io.TextIOWrapper(reading.open_bytes(path), "utf-8", "surrogateescape", newline="")
     total = os.path.getsize(path) if os.path.exists(path) else None
     bar = tqdm(total=total, desc="scoring", unit="B", unit_scale=True, leave=False, disable=None)
     with file, bar:
         counts, loss, n = collections.Counter(), 0.0, 0
         start, ids = reading.separator(encoder), read_ids(file, encoder, counts)
-        if not start:  # then the first token is only context
+        if not start:  # then the first token serves only as context
             start = list(itertools.islice(ids, 1))
             counts["bytes"] -= sum(len(encoder.decoder[id]) for id in start)
         for found in evaluate(itertools.chain(start, ids), params, n_head, stride):
@@ -126,7 +126,7 @@ def score_last_words(path, encoder, params, n_head):
         if not 0 < len(target) <= n_ctx:
             raise ValueError(f"{place}: its last word has {len(target)} tokens; it must have from 1 to {n_ctx}")
         if not before:
-            raise ValueError(f"{place}: no text comes before its last word: give a longer passage")
+            raise ValueError(f"{place}: there is no text before its last word: give a longer passage")
         inputs = [*before, *target][-n_ctx - 1 :]
         loss, right = losses(inputs[:-1], target, params, n_head)
         found.append(loss.sum(dtype=np.float64))
@@ -140,7 +140,7 @@ def score_last_words(path, encoder, params, n_head):
 
 
 def perplexity(loss):
-    """exp(loss) as a text, since it may be too large for a float."""
+    """exp(loss) as a string, since it may be too large for a float."""
     return f"{math.exp(loss):.2f}" if loss < 700 else f"e^{loss:.0f}"
 
 
@@ -164,19 +164,19 @@ def main(
     Args:
         text: The path of a text; - reads standard input. If it ends in .jsonl, it holds passages, {"text": ...} in each
             line, whose last words are scored.
-        stride: From 1 to n_ctx: a window begins every so many tokens. By default half of n_ctx.
-        tokens: Prints a line of JSON for each token of a text instead: {"id": ..., "token": ..., "logprob": ...}.
+        stride: The number of tokens between the starts of two windows, from 1 to n_ctx; by default half of n_ctx.
+        tokens: Prints a line of JSON per token of a text instead: {"id": ..., "token": ..., "logprob": ...}.
     """
     model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
     stride = max(1, hparams["n_ctx"] // 2) if stride is None else stride
     cli.check("stride", stride, 1, hparams["n_ctx"], "at most n_ctx")
-    over = variant(sys.modules[__name__], gpt2=model)
+    chapter = variant(sys.modules[__name__], gpt2=model)
     if tokens:
-        print(*over.token_lines(text, encoder, params, hparams["n_head"], stride), sep="\n")
+        print(*chapter.token_lines(text, encoder, params, hparams["n_head"], stride), sep="\n")
         return None
     if str(text).endswith(".jsonl"):
-        return over.score_last_words(text, encoder, params, hparams["n_head"])
-    return over.score_text(text, encoder, params, hparams["n_head"], stride)
+        return chapter.score_last_words(text, encoder, params, hparams["n_head"])
+    return chapter.score_text(text, encoder, params, hparams["n_head"], stride)
 
 
 if __name__ == "__main__":

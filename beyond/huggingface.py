@@ -12,9 +12,9 @@ that AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained read
     model/h0/attn/c_attn/w, b    transformer.h.0.attn.c_attn.weight, bias        [n_embd, 3 * n_embd], [3 * n_embd]
     encoder.json, vocab.bpe      vocab.json, merges.txt; tokenizer.json has both
 
-formats/transformers_folder.py and formats/vocabulary.py describe what else differs. A model that gpt2.py would compute
-differently is rejected, in most cases from the small files alone, before the weights are downloaded. Code from a
-repository never runs: pickled weights are rejected.
+formats/transformers_folder.py and formats/vocabulary.py describe the other differences. A model that gpt2.py would
+compute differently is rejected, in most cases from the small files alone, before the weights are downloaded. Code from
+a repository never runs: pickled weights are rejected.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import utils
 
 
 def parent_of(out):
-    """The folder, the nearest one that exists, in which out will be made. Raises OSError if it cannot be written to."""
+    """The nearest existing folder in which out will be created. Raises OSError if it is not writable."""
     parent = os.path.dirname(os.path.abspath(out))
     while not os.path.exists(parent):
         parent = os.path.dirname(parent)
@@ -40,7 +40,7 @@ def parent_of(out):
 
 
 def check_new(out):
-    """Raises ValueError if out exists, except as an unfinished download of gpt2.py's; OSError if it cannot be made."""
+    """Raises ValueError if out exists, unless it is gpt2.py's unfinished download; OSError if it cannot be created."""
     if not os.path.lexists(out):
         parent_of(out)
         return
@@ -57,7 +57,7 @@ def building(out):
     """A new folder that becomes out at the end of the block. One process at a time."""
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     with utils.locked(out):
-        check_new(out)  # again, as another process may have been quicker
+        check_new(out)  # again, as another process may have been faster
         with new_folder(out) as part:
             yield part
         for name in os.listdir(out):
@@ -66,13 +66,13 @@ def building(out):
 
 
 def check_room(source, hparams, n_bytes, out):
-    """The number of parameters. Raises ValueError if n_bytes of weights are too few, OSError if the disk is full."""
+    """The number of parameters. Raises ValueError if n_bytes are too few for them, OSError if the disk is full."""
     n_vocab, n_ctx, n, _, n_layer = hparams.values()
     n_params = (n_vocab + n_ctx + 2) * n + n_layer * (12 * n + 13) * n
     if n_bytes < 2 * n_params:
         raise ValueError(
             f"{source} has {n_bytes:,} bytes of weights, but the {n_params:,} parameters of its config.json take at "
-            f"least {2 * n_params:,}: the two do not belong together, or the weights are quantized"
+            f"least {2 * n_params:,}: either they are from different models, or the weights are quantized"
         )
     if (free := shutil.disk_usage(parent_of(out)).free) < 4 * n_params:
         raise OSError(

@@ -9,9 +9,9 @@ On tinyshakespeare that takes two seconds and prints
 encoder.py applies merges; this chapter learns them. Count each pair of adjacent symbols in the text, merge the most
 frequent pair everywhere, and repeat: each round adds one token. Two things make this fast: a text has few distinct
 words, so each is stored once with its count; and a merge changes only the pairs in the words that contain it, so only
-those are counted again. Of equally frequent pairs, the one whose tokens are older is merged first.
+those are recounted. Of equally frequent pairs, the one with the older tokens is merged first.
 
-It writes encoder.json and vocab.bpe as GPT-2 has them: 256 bytes, the merges by rank, <|endoftext|> last.
+It writes encoder.json and vocab.bpe in GPT-2's format: 256 bytes, the merges by rank, <|endoftext|> last.
 Sennrich et al. 2016, algorithm 1, https://arxiv.org/abs/1508.07909.
 """
 
@@ -54,13 +54,13 @@ def learn(text, n_vocab):  # str or strings, int -> list of (str, str)
     while len(ids) < n_vocab - 1:
         if not heap:
             raise ValueError(
-                f"n_vocab={n_vocab} is too large for this text: with {len(ids) + 1} tokens every word is a token; give "
+                f"n_vocab={n_vocab} is too large for this text: with {len(ids) + 1} tokens every word is a token; use "
                 f"a longer text or at most n_vocab={len(ids) + 1}"
             )
         top = heappop(heap)
         pair = top[-1]
         if top != entry(pair) or counts[pair] == 0:
-            continue  # out of date: the count has changed since, and another entry has the new one
+            continue  # stale: the count has changed, and a newer entry has the current one
         merges.append(pair)
         ids.setdefault("".join(pair), len(ids))
         bar.update()
@@ -108,18 +108,18 @@ def contents(merges):
 
 
 def save(merges, folder):
-    """Writes encoder.json and vocab.bpe into the folder, which it makes if necessary."""
+    """Writes encoder.json and vocab.bpe into the folder, creating it if necessary."""
     os.makedirs(folder, exist_ok=True)
     for name, text in contents(merges).items():
         writing.write_text(os.path.join(folder, name), text)
 
 
 def check_same(merges, folder):
-    """Raises ValueError if the folder has another vocabulary, which the weights of a model may rely on."""
+    """Raises ValueError if the folder has another vocabulary, which a model's weights may depend on."""
     for name, text in contents(merges).items():
         path = os.path.join(folder, name)
         if os.path.exists(path) and reading.read_bytes(path) != text.encode():
-            raise ValueError(f"{path} already exists and differs: give another out, or remove it")
+            raise ValueError(f"{path} already exists and differs: choose another --out, or remove it")
 
 
 def main(text, out, n_vocab=1024):
@@ -127,8 +127,8 @@ def main(text, out, n_vocab=1024):
 
     Args:
         text: The path of a UTF-8 text; - reads standard input.
-        out: The folder for encoder.json and vocab.bpe; it is made if necessary.
-        n_vocab: How many tokens, 257 or more (GPT-2 has 50257). The limit is the number of pairs that can be merged.
+        out: The folder for encoder.json and vocab.bpe, created if necessary.
+        n_vocab: The size of the vocabulary, 257 or more (GPT-2's is 50257). The number of possible merges limits it.
     """
     content = reading.read_text(text)
     merges = learn(content, n_vocab)

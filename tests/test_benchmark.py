@@ -55,7 +55,7 @@ def test_outputs_that_may_not_be_written_are_rejected_first(tmp_path):
     for ending in "md", "json", "svg":
         path = tmp_path / f"found.{ending}"
         path.write_text("I ran `python -m beyond.benchmark --out found`")
-        assert_error(run(f"--out={out}", *FLAGS), path.name, "another out")
+        assert_error(run(f"--out={out}", *FLAGS), path.name, "another --out")
         assert path.read_text().startswith("I ran")
         path.unlink()
         path.mkdir()
@@ -75,7 +75,7 @@ def test_engines_are_measured_or_named(tmp_path, monkeypatch):
     assert benchmark.measure("nobody", str(folder)) == "not installed"
     assert "failed: " in (why := benchmark.measure("JAX", str(tmp_path)))
     with pytest.raises(ValueError, match="failed"):
-        benchmark.must(why)
+        benchmark.required(why)
 
 
 @pytest.mark.parametrize("name", ["Hugging Face", "CTranslate2", "CTranslate2 int8", "llama.cpp", "llama.cpp q8_0"])

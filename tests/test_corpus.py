@@ -154,7 +154,7 @@ def test_a_killed_run_resumes(tmp_path, big):
         corpora.load(tmp_path / "out")
     other = tmp_path / "other.txt"
     other.write_text("other " + big.read_text("utf-8"), "utf-8", newline="")
-    assert_error(run(other, f"--out={tmp_path}/out", *FLAGS), "begun with other", "sample")
+    assert_error(run(other, f"--out={tmp_path}/out", *FLAGS), "started with different", "sample")
     assert_error(run(big, f"--out={tmp_path}/out", "--n_vocab=401"), "n_vocab 400, now 401")
     with utils.locked(log):
         assert_error(run(big, f"--out={tmp_path}/out", *FLAGS), "another process is writing to", "pieces.jsonl")
@@ -170,7 +170,7 @@ def test_a_killed_run_resumes(tmp_path, big):
     while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
-    assert_error(run(big, f"--out={tmp_path}/out", *FLAGS), "is a corpus already")
+    assert_error(run(big, f"--out={tmp_path}/out", *FLAGS), "is already a corpus")
     assert sorted(os.listdir(tmp_path / "out")) == FILES
 
 

@@ -2,8 +2,8 @@
 
     python -m beyond.bench.engines "Hugging Face" models/124M
 
-prints as JSON the seconds for prompts of 10, 100 and 1000 tokens, and for decoding one token after 10, 100 and 900.
-Each engine runs in a process of its own, so that none inherits another's threads. Where an engine has a format of its
+prints, as JSON, the seconds for prompts of 10, 100 and 1000 tokens, and for decoding a token after 10, 100 and 900.
+Each engine runs in a process of its own, so that none inherits another's threads. For an engine with a format of its
 own, the model is first converted, in a temporary folder: the numbers stay the same unless they are quantized.
 """
 
@@ -29,7 +29,7 @@ import utils
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 IDS = [i * 7 % 1024 for i in range(1024)]
 LENGTHS = 10, 100, 900, 1000
-PROMPTS, TEXTS = (10, 100, 1000), (10, 100, 900)  # lengths of the prompts that are timed, and of texts before a token
+PROMPTS, TEXTS = (10, 100, 1000), (10, 100, 900)  # lengths of the timed prompts, and of the texts before a timed token
 
 
 def run_alone(*args, env=None):
@@ -100,7 +100,7 @@ def pico(folder):
 
 
 def limit(folder):
-    """The machine's: bytes per second of a matrix-vector product, operations per second of a matrix product."""
+    """The machine's limits: bytes per second of a matrix-vector product, operations per second of a matrix product."""
     large, row = np.ones((40_000, 2000), np.float32), np.ones(2000, np.float32)  # 320 MB, larger than any cache
     a, b = np.ones((1000, 3000), np.float32), np.ones((3000, 3000), np.float32)
     times = medians({"read": lambda: large @ row, "multiply": lambda: a @ b}, 20)
@@ -203,7 +203,7 @@ def ctranslate2(folder, quantization="float32"):
         generator.generate_batch([prompt], max_length=more, include_prompt_in_result=False, **options)
 
     found = {}
-    for n in LENGTHS:  # it generates whole texts only, so the time per token is a difference of two
+    for n in LENGTHS:  # it only generates whole texts, so the time per token comes from the difference of two runs
         times = medians({more: functools.partial(generate, n, more) for more in (1, 21)}, 3)
         found |= {f"prefill {n}": times[1], f"decode {n}": (times[21] - times[1]) / 20}
     return found
@@ -246,7 +246,7 @@ def write_gguf(folder, path, kind):
     dtype = gguf.GGMLQuantizationType[kind]
     tensors = {f"transformer.{transformers_folder.their_name(name)}": one for name, one in utils.named_arrays(params)}
     for name, array in {**tensors, "lm_head.weight": params["wte"]}.items():
-        array = np.ascontiguousarray(array.T if ".c_" in name else array, np.float32)  # of a vector .T is the vector
+        array = np.ascontiguousarray(array.T if ".c_" in name else array, np.float32)  # a vector's .T is the vector
         is_quantized = array.ndim == 2 and "wpe" not in name and kind != "F32"
         array = gguf.quants.quantize(array, dtype) if is_quantized else array
         writer.add_tensor(names.get_name(name, (".weight", ".bias")), array, raw_dtype=dtype if is_quantized else None)
@@ -257,7 +257,7 @@ def write_gguf(folder, path, kind):
     return hparams["n_ctx"]
 
 
-ENGINES = {  # the function that measures it, and the package whose version it has, if it is not ours
+ENGINES = {  # the function that measures it, and the package whose version is reported, unless it is ours
     "limit": (limit, None),
     "gpt2.py": (picogpt, None),
     "PicoGPT kernels": (functools.partial(picogpt, kernels=True), None),
@@ -276,11 +276,11 @@ ENGINES = {  # the function that measures it, and the package whose version it h
 
 
 def main(name, folder):
-    """Measures an engine and prints JSON: the seconds of prompts, as "prefill 10", and of a token, as "decode 10".
+    """Measures an engine and prints JSON: the seconds per prompt, as "prefill 10", and per token, as "decode 10".
 
     Args:
-        name: Hugging Face, CTranslate2 int8 or another one; a wrong name lists them.
-        folder: A model's folder; its n_ctx is at least 1024.
+        name: An engine, such as Hugging Face or CTranslate2 int8; a wrong name lists all of them.
+        folder: A model's folder; its n_ctx must be at least 1024.
     """
     if name not in ENGINES:
         raise ValueError(f"name={name} must be one of {', '.join(ENGINES)}")

@@ -5,8 +5,8 @@
 compares them, each in a process of its own, in turns. A peer that is not installed is left out. The PyTorch model is
 GPT-2 made of torch.nn's layers with its fused attention, trained by AdamW, as in https://github.com/karpathy/nanoGPT.
 On an idle machine (2 x AMD EPYC, PyTorch 2.13, JAX 0.10.2) PicoGPT reached 7,768 tokens/s with AdamW and 6,100 with
-Muon, and PyTorch 7,188, with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= in the environment. Without it, JAX's
-default in that version, PicoGPT reached 5,035 and 4,726, and PyTorch 6,942.
+Muon, and PyTorch 7,188, with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= in the environment. With that
+version's default flags, PicoGPT reached 5,035 and 4,726, and PyTorch 6,942.
 """
 
 import functools
@@ -30,7 +30,7 @@ def batch(i):  # -> ids [BATCH, n_ctx + 1] of step i
 
 
 def picogpt(muon=False):
-    """A function that makes step i and returns the loss before it."""
+    """A function that takes step i and returns the loss before it."""
     import jax
 
     from beyond.devices import sharding
@@ -40,7 +40,7 @@ def picogpt(muon=False):
     make = functools.partial(optimizers.muon_and_adamw, weight_decay=0.1) if muon else optimizers.adamw
     optimizer = make(1000, learning_rate=1e-3)
     params = sharding.split(sharding.by_heads(checkpoint.initial_params(**SHAPE), n_head), mesh)
-    update = loop.updater(lambda params, row, key: learner.lm_loss(params, row, n_head), optimizer, 0, mesh)
+    update = loop.updater(lambda params, ids, key: learner.lm_loss(params, ids, n_head), optimizer, 0, mesh)
     tree = jax.jit(functools.partial(loop.begin, optimizer=optimizer, averaging=False, mesh=mesh))(params)
 
     def step(i):
@@ -66,7 +66,7 @@ def pytorch(compiled=False):
             c_fc, c_proj = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
             self.mlp = nn.Sequential(c_fc, nn.GELU(approximate="tanh"), c_proj)
 
-        def forward(self, x):  # [n_rows, n_seq, n_embd] -> same
+        def forward(self, x):  # [n_batch, n_seq, n_embd] -> same
             heads = self.c_attn(self.ln_1(x)).unflatten(-1, (3, n_head, -1)).permute(2, 0, 3, 1, 4)
             attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
             x = x + self.c_proj(attended.transpose(1, 2).flatten(2))
@@ -81,7 +81,7 @@ def pytorch(compiled=False):
             for weights in self.wte.weight, self.wpe.weight:
                 nn.init.normal_(weights, std=0.02)
 
-        def forward(self, ids):  # [n_rows, n_seq + 1] -> loss
+        def forward(self, ids):  # [n_batch, n_seq + 1] -> loss
             x = self.wte(ids[:, :-1]) + self.wpe(torch.arange(ids.shape[1] - 1))
             logits = self.ln_f(self.blocks(x)) @ self.wte.weight.T
             return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -129,7 +129,7 @@ def main(name):
     """Measures a training loop and prints JSON: the loss before the first step, and the median seconds of later ones.
 
     Args:
-        name: PicoGPT, AdamW or another one of LOOPS.
+        name: A key of LOOPS, such as "PicoGPT, AdamW".
     """
     if name not in LOOPS:
         raise ValueError(f"name={name!r} must be one of {'; '.join(LOOPS)}")

@@ -14,7 +14,7 @@ BYTES = {"float32": 4, "8 bits": 1, "4 bits": 0.5 + 4 / 64}  # per weight; with 
 OURS = "gpt2.py", "gpt2_pico.py", "PicoGPT kernels", "PicoGPT int8", "PicoGPT int4"  # the others are peers
 LIMIT = "the machine's limit"
 MADE_BY = "python -m beyond.benchmark"
-MARKS = {  # near the beginning of each file, to recognize it as ours
+MARKS = {  # near the beginning of each file, so that it is recognized as ours
     "md": f"`{MADE_BY}`, ",
     "json": f'{{\n "made by": "{MADE_BY}",',
     "svg": f"<dc:title>{MADE_BY}</dc:title>",

@@ -1,2 +1,2 @@
-"""Files of all chapters: how texts are read (reading.py), how outputs are written (writing.py), whether two runs do the
-same work (runs.py), and how figures look (style.py)."""
+"""File handling for all chapters: reading texts (reading.py), writing outputs (writing.py), checking that two runs do
+the same work (runs.py), and the style of figures (style.py)."""

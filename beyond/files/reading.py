@@ -1,8 +1,8 @@
-"""How a text is read: byte for byte where it is scored or learned, line by line where each line stands for itself.
+"""How texts are read: byte for byte for scoring and training, line by line where each line is an item of its own.
 
-A text that is scored or learned keeps its line ends and its byte-order mark (read_text, pieces). Where a line or a cell
-is an item of its own (a prompt, a task, a row of a table), its line end, LF or CRLF, and a byte-order mark at the start
-of the file are not part of it (read_lines, read_table; cli.read_prompt does the same).
+A text for scoring or training keeps its line endings and its byte-order mark (read_text, pieces). Where a line or cell
+is an item (a prompt, a task, a row of a table), its line ending, LF or CRLF, and a byte-order mark at the start of the
+file are not part of it (read_lines, read_table; cli.read_prompt does the same).
 """
 
 import csv
@@ -40,7 +40,7 @@ def read_text(path):
 
 
 def decode(data, name):
-    """bytes -> str. Raises ValueError, naming the first wrong byte, if they are not UTF-8."""
+    """bytes -> str. Raises ValueError, naming the first invalid byte, if they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -50,7 +50,7 @@ def decode(data, name):
 
 
 def read_lines(path):
-    """Iterates over the lines of a file, as bytes without line ends and byte-order mark. Opens it right away."""
+    """Iterates over the lines of a file, as bytes without line endings and byte-order mark. Opens it at once."""
 
     def lines(file):
         with file:
@@ -84,7 +84,7 @@ def read_records(path, form):
 
 
 def read_table(path):
-    """The rows of a CSV file as [(line number, [cells])], without empty ones. Raises ValueError for a wrong quote."""
+    """The rows of a CSV file as [(line number, [cells])], without empty ones. Raises ValueError for bad quoting."""
     csv.field_size_limit(2**31 - 1)  # the default, 131,072 characters, is too small for long texts
     reader = csv.reader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
     try:
@@ -97,11 +97,11 @@ def read_table(path):
 
 
 def pieces(file, size=2**20):
-    """Yields a text file in pieces of about size characters, whose tokens together are those of the whole text.
+    """Yields a text file in pieces of about size characters, which together give the same tokens as the whole text.
 
     A piece ends before white space, where a word always ends (see encoder.py).
     """
-    rest = [""]  # read but not yet yielded; only the last of these parts can contain the end of a piece
+    rest = [""]  # read but not yet yielded; only the last part can contain the end of a piece
     while more := file.read(size):
         last = rest[-1][-1:]
         if found := regex.match(r"(?s:.*)\S(?=\s)", last + more):

@@ -1,6 +1,6 @@
-"""Whether two runs do the same work: a run that resumes from a file first compares all that decides its result.
+"""Whether two runs do the same work: before resuming, a run compares everything that determines its result.
 
-That is its settings, its data and the base model; of the last two, digests are compared.
+That is its settings, its data and the base model, the last two by digest.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import utils
 
 
 def digest(path):
-    """The SHA-256 of a file, in hexadecimal; "-" is the standard input."""
+    """The SHA-256 of a file, in hexadecimal; "-" is standard input."""
     found = hashlib.sha256()
     with open_bytes(path) as file:
         while block := file.read(2**20):
@@ -29,17 +29,17 @@ def model_digest(model_size, models_dir):
 
 
 def same_work(path, before, now):
-    """Raises ValueError, naming the differences, unless before, a JSON text, holds the same settings as now, a dict.
+    """Raises ValueError, naming the differences, unless before, a JSON string, holds the same settings as now, a dict.
 
     path: the file or folder that the run would resume from.
     """
     try:
         before, now = dict(json.loads(before)), json.loads(json.dumps(now))
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"{path} was not created by this command: give another name, or remove it") from None
+        raise ValueError(f"{path} was not created by this command: choose another name, or remove it") from None
     if differing := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         both = "; ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in differing)
         raise ValueError(
-            f"{path} was begun with other settings or files ({both}): repeat those to resume it, or give another "
+            f"{path} was started with different settings or files ({both}): use those to resume it, choose another "
             "name, or remove it"
         )

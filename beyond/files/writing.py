@@ -1,4 +1,4 @@
-"""When an output may be written, and how: only over what the same command made, and only as a whole.
+"""When outputs may be written, and how: only over files that the same command made, and atomically.
 
 A command proves that a file is its own before replacing it (check_file); it never replaces an input or a device. The
 new content is written under another name in the same folder and then takes the target's name (write_whole, new_folder).
@@ -16,7 +16,7 @@ def write_whole(path, write):
     """Calls write(part), part being a new empty file; when it returns, part replaces path. Follows a symbolic link.
 
     A new file gets the permissions that umask leaves, an existing one keeps its own. After any error part is removed
-    and path is as before; an error of the operating system is raised as an OSError that names path.
+    and path is unchanged; an error of the operating system is raised as an OSError that names path.
     """
     target = os.path.realpath(path)
     name, ending = os.path.splitext(target)
@@ -95,5 +95,5 @@ def check_file(path, is_ours, *inputs):
     with open(path, "rb") as file:
         if os.path.getsize(path) and not is_ours(file):
             raise ValueError(
-                f"{path} already exists, and this command did not write it: give another out, or remove it"
+                f"{path} already exists, and this command did not write it: choose another --out, or remove it"
             )

@@ -1,2 +1,2 @@
-"""The formats in which models are stored elsewhere: TensorFlow's checkpoint written (checkpoint), the Hugging Face hub
-(hub), and the folders of the transformers library: sizes and weights (transformers_folder), vocabulary (vocabulary)."""
+"""The model formats of other projects: writing TensorFlow's checkpoints (checkpoint), the Hugging Face hub (hub), and
+folders of the transformers library, their sizes and weights (transformers_folder) and vocabulary (vocabulary)."""

@@ -4,8 +4,8 @@
 
 The checkpoint has the same bytes as if TensorFlow had written it; tf_checkpoint.py reads it and explains the format.
 model.ckpt.data-00000-of-00001 holds the numbers: float32, the tensors sorted by name, back to back. model.ckpt.index
-maps each name to a type (1, float32), shape, offset, length and checksum. It stores only what differs from the name
-before. The second and third entry of OpenAI's 124M, in hexadecimal:
+maps each name to a type (1, float32), shape, offset, length and checksum. Each name omits what it shares with
+the previous one. The second and third entry of OpenAI's 124M, in hexadecimal:
 
     00 16 11  model/h0/attn/c_attn/b  0801  1205 1203 088012                            288048      3574 3d278c15
     15 01 1f  w                       0801  120e 1202 0801 1203 088006 1203 088012      208048      2880 80b00335...
@@ -27,7 +27,7 @@ import utils
 
 def initial_params(n_vocab, n_ctx, n_embd, n_head, n_layer, seed=0):
     """Parameters before the first step, as in GPT-2 (section 2.3 of its paper): weights are normal with a standard
-    deviation of 0.02, or 0.02 / sqrt(2 n_layer) in front of a residual sum, which has 2 n_layer terms; g 1, b 0."""
+    deviation of 0.02, or 0.02 / sqrt(2 n_layer) before a residual sum, of which there are 2 n_layer; g is 1, b 0."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in utils.shapes_of(n_vocab, n_ctx, n_embd, n_head, n_layer).items():
@@ -45,7 +45,7 @@ CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "
 
 
 def save_model(params, hparams, folder):
-    """Writes hparams.json and the checkpoint into a folder, which needs encoder.json and vocab.bpe as well.
+    """Writes hparams.json and the checkpoint into a folder, which also needs encoder.json and vocab.bpe.
 
     They are written to model.ckpt.part and moved into place when all are complete. Raises OSError if the disk is full
     or the folder cannot be written to; the files in it are then unchanged.
@@ -100,19 +100,19 @@ def save_checkpoint(prefix, names, tensor):
             offset += len(data)
     with open(f"{prefix}.index", "wb") as file:
         file.write(table(entries))
-    with open(f"{prefix}.meta", "wb") as file:  # TensorFlow 1 kept its graph here, which nothing reads: an empty one
+    with open(f"{prefix}.meta", "wb") as file:  # an empty graph: TensorFlow 1 kept its own here, and nothing reads it
         file.write(b"\x0a\x00")
 
 
 def entry(shape, offset, data):
-    """A tensor's protocol buffer: each field is a tag, 8 * its number + the kind of its value, and the value."""
+    """A tensor's protocol buffer: each field is a tag, 8 * its number + its wire type, and the value."""
     sizes = b"".join(b"\x12" + sized(b"\x08" + varint(n)) for n in shape)
     position = (b"\x20" + varint(offset) if offset else b"") + b"\x28" + varint(len(data))  # an offset of 0 is omitted
     return b"\x08\x01" + b"\x12" + sized(sizes) + position + b"\x35" + checksum(data)
 
 
 def table(entries):
-    """LevelDB's table of sorted [(key, value)]: their block, an empty one, one that locates the first, and a footer."""
+    """LevelDB's table of sorted [(key, value)]: a data block, an empty block, an index block, and a footer."""
     data = sealed(block(entries))
     empty = sealed(block([]))
     last = entries[-1][0]
@@ -122,7 +122,7 @@ def table(entries):
 
 
 def block(entries):
-    """[(key, value)] as bytes, each key without what it shares with the key before it."""
+    """[(key, value)] as bytes, each key without the prefix it shares with the previous one."""
     body, before, restarts = b"", b"", [0]
     for i, (key, value) in enumerate(entries):
         if i and i % RESTART == 0:
@@ -149,7 +149,7 @@ def checksum(data):
 
 
 def sized(data):
-    """Bytes with their length in front."""
+    """Bytes prefixed with their length."""
     return varint(len(data)) + data
 
 

@@ -1,8 +1,8 @@
 """The files of a model on the Hugging Face hub, or in a folder, and what they reveal before the weights are downloaded.
 
 huggingface_hub does the work: its cache, its progress bars, HF_TOKEN, HF_HUB_OFFLINE, HF_ENDPOINT and HF_HOME. This
-file turns its many kinds of errors into one line each, and uses the list of files, a few kilobytes, to avoid a download
-of gigabytes that would be of no use.
+file turns its many kinds of errors into one line each, and uses the list of files, a few kilobytes, to avoid
+downloading gigabytes in vain.
 """
 
 import os
@@ -39,7 +39,7 @@ def files_of(source, revision=None):
         info = HfApi().model_info(source, revision=revision, files_metadata=True)
     except HFValidationError:
         raise ValueError(f"{source} is neither a folder nor a name on the hub, such as openai-community/gpt2") from None
-    except Exception as error:  # the client's own kinds and those of its HTTP library, which it has replaced twice
+    except Exception as error:  # the client's own types and those of its HTTP library, which it has replaced twice
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
             raise OSError(_refusal(source, revision, error)) from None
         try:
@@ -52,7 +52,7 @@ def files_of(source, revision=None):
         files = _files_in(folder)
         if not any(name.endswith(".safetensors") for name in files):
             raise OSError(
-                f"the cache has only a part of {source}, and the hub cannot be reached: {_line(error)}; try again with "
+                f"the cache has only part of {source}, and the hub cannot be reached: {_line(error)}; try again with "
                 f"a network"
             ) from None
         return files, lambda names: folder
@@ -72,10 +72,10 @@ def _checked(source, listed, names, commit, fetch):
         reason = getattr(error, "strerror", None) or _line(error)  # a full disk has a strerror
         raise OSError(
             f"cannot fetch {', '.join(names)} of {source}: {reason}; the same command resumes with the files that are "
-            f"complete; HF_HOME sets where the cache is"
+            f"complete; HF_HOME sets the location of the cache"
         ) from None
     if os.path.basename(folder) != commit:
-        raise OSError(f"{source} was changed while it was fetched: try again")
+        raise OSError(f"{source} changed while it was fetched: try again")
     for name in names:
         path = os.path.join(folder, name)
         if not os.path.isfile(path):  # the network failed since the list was fetched, and the cache lacks the file
@@ -113,7 +113,7 @@ def choose_weights(source, folder, files):
         return [WEIGHTS]
     names = sorted(set(vocabulary.read_json(folder, INDEX).get("weight_map", {}).values()))
     if missing := [name for name in names if name not in files]:
-        raise ValueError(f"{source} lacks {', '.join(missing)}, which its {INDEX} names")
+        raise ValueError(f"{source} lacks {', '.join(missing)}, listed in its {INDEX}")
     if not names:
         pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
         problem = f"only pickled weights, {min(pickled)}, which can contain code" if pickled else "no weights"

@@ -1,8 +1,8 @@
 """A model as the transformers library stores it: config.json and the weights; vocabulary.py has the tokenizer.
 
 The tensors have other names (see beyond/huggingface.py) but the same shapes: GPT-2's linear layers are not transposed.
-The prefix "transformer." may be missing, the tensors may be spread over several files and have 16 bits, and attention
-masks may be stored with them. Some GPT-2s divide the attention scores of block i by i + 1
+The prefix "transformer." may be missing, the tensors may be 16-bit and spread over several files, and attention masks
+may be stored with them. Some GPT-2s divide the attention scores of block i by i + 1
 (scale_attn_by_inverse_layer_idx): scores are linear in the queries, so here the part of c_attn that produces the
 queries is divided instead. Models that differ in any other way are rejected.
 """
@@ -20,7 +20,7 @@ import utils
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}  # transformers' defaults
-ONLY = {  # settings of config.json: the values that gpt2.py supports, which mean the same; what any other value means
+ONLY = {  # settings of config.json: the equivalent values that gpt2.py supports; what any other value means
     "model_type": (["gpt2"], "another architecture"),
     "activation_function": (["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"], "another activation"),
     "layer_norm_epsilon": ([1e-5], "another layer norm"),
@@ -83,10 +83,10 @@ def open_weights(paths):
 
 
 def check_weights(source, tensors, hparams):
-    """Raises ValueError unless the tensors are those of a GPT-2 of this size and nothing else that it computes with."""
+    """Raises ValueError unless the tensors are exactly those of a GPT-2 of this size, apart from UNUSED ones."""
     expected = {their_name(name): shape for name, shape in utils.shapes_of(**hparams).items()}
     if missing := expected.keys() - tensors:
-        raise ValueError(f"{source} lacks {len(missing)} tensors that config.json promises, such as {min(missing)}")
+        raise ValueError(f"{source} lacks {len(missing)} tensors that config.json requires, such as {min(missing)}")
     if more := [name for name in tensors if name not in expected and not UNUSED.fullmatch(name)]:
         raise ValueError(
             f"{source} has {len(more)} tensors that GPT-2 does not have, such as {min(more)}: if these are adapters, "
@@ -97,7 +97,7 @@ def check_weights(source, tensors, hparams):
         found = file.get_slice(full_name)
         if found.get_shape() != shape or found.get_dtype() not in ("F32", "F16", "BF16"):
             raise ValueError(
-                f"{source} does not fit its config.json: {full_name} is {found.get_dtype()} {found.get_shape()} "
+                f"{source} does not match its config.json: {full_name} is {found.get_dtype()} {found.get_shape()} "
                 f"instead of F32, F16 or BF16 {shape}"
             )
     if "lm_head.weight" in tensors and not np.array_equal(read(tensors, "lm_head.weight"), read(tensors, "wte.weight")):
@@ -146,4 +146,4 @@ def write(folder, encoder, hparams, params):
         save_file(tensors, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    shutil.copymode(os.path.join(folder, "config.json"), os.path.join(folder, WEIGHTS))  # not the owner's alone
+    shutil.copymode(os.path.join(folder, "config.json"), os.path.join(folder, WEIGHTS))  # not only for the owner

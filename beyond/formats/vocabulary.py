@@ -1,4 +1,4 @@
-"""From the tokenizer files of transformers to encoder.json and vocab.bpe, and back.
+"""Converts the tokenizer files of transformers to encoder.json and vocab.bpe, and back.
 
 Both hold the same two tables: token -> id, and the merges by rank. Three things differ:
 
@@ -21,7 +21,7 @@ END = "<|endoftext|>"
 
 
 def read_json(folder, name):
-    """The object in a JSON file, or {} if the file does not exist. Raises ValueError for a file with anything else."""
+    """The object in a JSON file, or {} if the file does not exist. Raises ValueError for any other content."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         return {}
@@ -43,7 +43,7 @@ def read_vocabulary(source, folder, files, n_vocab, end):
 
     end: eos_token_id in config.json, an id, a list of ids or None. Added tokens with ids of n_vocab or more are
     dropped, as they have no logit.
-    Raises ValueError if ids are missing, a merge gives no token, or no token ends a text.
+    Raises ValueError if ids are missing, a merge does not produce a token, or no token ends a text.
     """
     try:
         vocab, merges, added = read_tokenizer(source, folder, files)
@@ -58,7 +58,7 @@ def read_vocabulary(source, folder, files, n_vocab, end):
     if sorted(tokens) != list(range(len(tokens))) or len(tokens) > n_vocab:
         raise ValueError(
             f"{source} has {len(tokens)} tokens with ids up to {max(tokens, default=-1)}, but weights for the ids "
-            f"below {n_vocab}: every id from 0 up needs a token, and every token weights; choose another model"
+            f"below {n_vocab}: every id from 0 up needs a token, and every token needs weights; choose another model"
         )
     end = end[0] if isinstance(end, list) and end else end
     name_the_end(source, tokens, end, read_json(folder, "tokenizer_config.json").get("eos_token"))
@@ -67,7 +67,7 @@ def read_vocabulary(source, folder, files, n_vocab, end):
         raise ValueError(f"{source} has {len(tokens) - len(names)} duplicate tokens: choose another model")
     for merge in merges:
         if len(pair := merge.split(" ")) != 2 or not {*pair, "".join(pair)} <= names:
-            raise ValueError(f"{source} has the merge {merge!r}, which does not give a token: choose another model")
+            raise ValueError(f"{source} has the merge {merge!r}, which does not produce a token: choose another model")
     return [tokens[id] for id in range(len(tokens))], merges
 
 
@@ -100,7 +100,7 @@ def check_kind(source, whole, model):
     if model.get("type", "BPE") != "BPE" or kinds != ["ByteLevel"] or not steps[0].get("use_regex", True):
         reject(source, f"{model.get('type')} after {' and '.join(map(str, kinds))}")
     if whole.get("normalizer"):
-        reject(source, f"one that first changes the text, by {whole['normalizer'].get('type')}")
+        reject(source, f"one that first normalizes the text with {whole['normalizer'].get('type')}")
     for key in "dropout", "continuing_subword_prefix", "end_of_word_suffix":
         if model.get(key):
             reject(source, f"one with {key}={model[key]!r}")
@@ -144,7 +144,7 @@ def merges_file(merges):
 def tokenizer_files(encoder, merges, n_ctx):
     """{file name: content} in the formats of transformers, of a vocabulary {token: id} and its merges "a b"."""
     merged = {*CHAR_TO_BYTE, *[merge.replace(" ", "") for merge in merges]}
-    added = [  # the tokens that no merge gives
+    added = [  # the tokens that no merge produces
         {
             "id": id,
             "content": to_bytes(token).decode("utf-8", "replace"),
