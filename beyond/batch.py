@@ -265,7 +265,7 @@ def whole_records(results, lines, out, prompts, settings):
         if number is None:
             raise ValueError(
                 f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
-                f"{prompts}: give another out, or remove it"
+                f"{prompts}: choose another --out, or remove it"
             )
     writing.write_text(path, json.dumps(settings))
     results.truncate(n_bytes)

@@ -155,7 +155,7 @@ def test_errors(tmp_path):
             "out.jsonl is there already",
             "line ",
             "prompts.txt",
-            "another out",
+            "another --out",
         )
         assert (tmp_path / "out.jsonl").read_text() == content
     (tmp_path / "out.jsonl").unlink()

@@ -222,7 +222,7 @@ def test_a_run_resumes_to_the_same_weights(tmp_path, after):
     with pytest.raises(Killed):
         line(tmp_path / "b", draw=draw)
     draw.left = 10**9
-    with pytest.raises(ValueError, match=r"b was begun with other settings or files \(steps 40, now 50\)"):
+    with pytest.raises(ValueError, match=r"b was started with different settings or files \(steps 40, now 50\)"):
         line(tmp_path / "b", draw=draw, settings={"steps": 50})
     history, saved = line(tmp_path / "b", draw=draw)
     assert history == expected[0] and saved[-1] == expected[1][-1]
