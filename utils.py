@@ -1,9 +1,9 @@
 """From a model's name to (encoder, hparams, params): download, check and load a checkpoint.
 
 A model is a folder, models/NAME, with the seven files of OpenAI's releases. Three of them matter most here:
-hparams.json has the sizes, model.ckpt.data-00000-of-00001 the numbers, and model.ckpt.index the name, type, shape and
-offset of each tensor among them. Float32 numbers need no copy: the file is mapped into memory and cut into arrays,
-which takes milliseconds and reads only what the model then touches.
+hparams.json has the sizes, model.ckpt.data-00000-of-00001 the weights, and model.ckpt.index the name, type, shape and
+offset of each tensor. Float32 weights are not copied: the file is mapped into memory, and the arrays are views of it,
+so loading takes milliseconds and reads only the pages that the model then uses.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _SHARED = {  # the same in every release
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
-SHA256 = {  # the models that can be downloaded: {model_size: {file: digest in hexadecimal, where it is known}}
+SHA256 = {  # the models that can be downloaded: {model_size: {file: hexadecimal digest, if it is known}}
     "124M": {
         **_SHARED,
         "hparams.json": "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
@@ -48,12 +48,12 @@ SHA256 = {  # the models that can be downloaded: {model_size: {file: digest in h
     "774M": {},
     "1558M": {},
 }
-DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # where no digest is known: 4 bytes per parameter
+DATA_BYTES = {"774M": 3_096_120_320, "1558M": 6_230_444_800}  # if no digest is known: 4 bytes per parameter
 HUB = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}  # their names on Hugging Face
 
 TIMEOUT = 10, 30  # seconds to connect, and between two reads
-TRIES = 5  # in a row without a new byte; the first pause is half a second, and each one doubles
-RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP statuses of errors that may be temporary
+TRIES = 5  # consecutive attempts without a new byte; the first pause is half a second, and each further one doubles
+RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP statuses of transient errors
 
 
 # --- download ---
@@ -62,8 +62,8 @@ RETRY = 408, 425, 429, 500, 502, 503, 504  # HTTP statuses of errors that may be
 def download_gpt2_files(model_size, model_dir):
     """Downloads a model's files into model_dir from {GPT2_MODELS_URL}/{model_size}/, by default OpenAI's address.
 
-    A file is called NAME.part until it is complete and correct; the next start resumes it. Existing files with the
-    right digest (or size, where no digest is known) are kept. Raises OSError: no network, no space, wrong bytes.
+    A file is called NAME.part until it is complete and verified; the next call resumes it. Existing files with the
+    right digest (or size, if no digest is known) are kept. Raises OSError: no network, no space, wrong bytes.
     """
     import requests
 
@@ -97,7 +97,7 @@ def download_gpt2_files(model_size, model_dir):
 
 
 def problem_of(path, digest, size):
-    """What is wrong with a file whose SHA-256 digest and size in bytes may be known (or None); None if nothing is."""
+    """What is wrong with a file, or None; its SHA-256 digest and its size in bytes are checked unless they are None."""
     if size and os.path.getsize(path) != size:
         return f"has {os.path.getsize(path):,} bytes instead of {size:,}"
     if digest:
@@ -113,8 +113,8 @@ def problem_of(path, digest, size):
 def locked(path, wait=True):
     """Lets one process at a time run the block, which writes path, a file or folder that need not exist yet.
 
-    The lock is a file beside it, .NAME.lock, deleted at the end; one that a killed process left does not lock. Raises
-    OSError if it cannot be created and, with wait=False, ValueError if another process holds it.
+    The lock is a file beside it, .NAME.lock, deleted at the end; a file left by a killed process does not lock. Raises
+    OSError if the lock cannot be created and, with wait=False, ValueError if another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -168,7 +168,7 @@ def _refusal(error):
 
 
 def _fetch_rest(url, file, bar):
-    """Requests the bytes of url after those in file, once. Raises requests.ConnectionError if some are then missing."""
+    """Requests the bytes of url after those in file, once. Raises requests.ConnectionError if any are still missing."""
     import requests
 
     have = file.seek(0, os.SEEK_END)
@@ -206,7 +206,8 @@ def load_encoder_hparams_and_params(model_size, models_dir):
     and n_vocab is the number of tokens, so that no id without a token can be chosen.
     Raises ValueError or OSError: no such model, a file that is missing or damaged, a failed download.
     """
-    model_size, model_dir = str(model_size), folder_of(model_size, models_dir)
+    model_size = str(model_size)
+    model_dir = folder_of(model_size, models_dir)
     if model_size in SHA256:
         try:
             return _load(model_dir, is_openais=True)
@@ -222,13 +223,14 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
 
 def folder_of(model_size, models_dir):
-    """models_dir/model_size. By default, "models", it is the first of these that has the model: models/ in the current
-    folder, models/ beside this file, and the folder for downloads: PICOGPT_MODELS, models/ of a clone, or a cache."""
+    """models_dir/model_size. The default, "models", stands for the first of these that has the model: models/ here,
+    models/ beside this file, and the folder for downloads: PICOGPT_MODELS, models/ of a clone, or a cache."""
     check_name(str(model_size))
     if models_dir != "models":
         return os.path.join(models_dir, str(model_size))
     here = os.path.dirname(os.path.abspath(__file__))
-    beside, is_clone = os.path.join(here, "models"), os.path.exists(os.path.join(here, "pyproject.toml"))
+    beside = os.path.join(here, "models")
+    is_clone = os.path.exists(os.path.join(here, "pyproject.toml"))
     downloads = os.environ.get("PICOGPT_MODELS") or (beside if is_clone else None)
     if not downloads:
         from platformdirs import user_cache_dir
@@ -244,13 +246,16 @@ def check_name(model_size):
         folder, name = os.path.split(os.path.abspath(model_size))
         way_out = f": write --models_dir={folder} --model_size={name}" if os.path.isdir(model_size) else ""
         raise ValueError(
-            f"model_size={model_size!r:.200} must be a name without a path, which goes into models_dir{way_out}"
+            f"model_size={model_size!r:.200} must be a name without a path; the path goes into models_dir{way_out}"
         )
 
 
 def _load(model_dir, is_openais=False):
     """(encoder, hparams, params) of a folder. Raises ValueError or OSError if a file is missing or damaged."""
-    if missing := [name for name in FILES if not os.path.isfile(os.path.join(model_dir, name))]:
+    found = set(os.listdir(model_dir)) if os.path.isdir(model_dir) else set()
+    if any(re.fullmatch(r"model\.ckpt\.data-\d{5}-of-\d{5}", name) for name in found):
+        found.add(DATA)  # the numbers may be in several files, which the index lists
+    if missing := [name for name in FILES if name not in found]:
         raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}: a model is a folder with {', '.join(FILES)}")
     try:
         with open(os.path.join(model_dir, "hparams.json"), encoding="utf-8") as file:
@@ -261,7 +266,7 @@ def _load(model_dir, is_openais=False):
     sizes = [hparams.get(name) for name in HPARAMS] if isinstance(hparams, dict) else [None]
     if not all(type(size) is int and size > 0 for size in sizes) or hparams["n_embd"] % hparams["n_head"]:
         rule = f"{', '.join(HPARAMS)} as positive integers, with n_embd a multiple of n_head"
-        raise ValueError(f"{model_dir}/hparams.json must give {rule}; it gives {hparams}")
+        raise ValueError(f"{model_dir}/hparams.json must contain {rule}; it contains {hparams}")
     if (n := len(encoder.encoder)) > hparams["n_vocab"]:
         raise ValueError(f"{model_dir}/encoder.json has {n} tokens, more than n_vocab={hparams['n_vocab']}")
     if is_openais:  # one line for the version, and one per token except for the 256 bytes and <|endoftext|>

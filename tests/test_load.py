@@ -107,6 +107,20 @@ def test_types_and_data_files_are_read_as_tensorflow_reads_them(tmp_path, dtype,
         utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
 
 
+def test_a_model_folder_with_several_data_files(own_models_dir):
+    """The whole folder, and what is said where one of the files is missing."""
+    _, _, expected = utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+    folder = own_models_dir / "tiny"
+    weights = {f"model/{name}": np.array(array) for name, array in utils.named_arrays(expected)}
+    (folder / utils.DATA).unlink()
+    write_checkpoint(folder / "model.ckpt", weights, 3)
+    _, _, params = utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+    assert_equal(params, expected)
+    (folder / "model.ckpt.data-00001-of-00003").unlink()
+    with pytest.raises(FileNotFoundError, match="data-00001-of-00003"):
+        utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
+
+
 def tf_reader(prefix, folder):
     """TensorFlow's reader of a checkpoint whose folder has a name that TensorFlow would take for a pattern."""
     import tensorflow as tf
