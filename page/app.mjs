@@ -58,7 +58,7 @@ const page = {
     $("trouble").textContent = page.explain(error);
   },
 
-  // Offers a stop button while something takes long.
+  // Offers a stop button when something takes long.
   async busy(promise) {
     this.pending = (this.pending ?? 0) + 1;
     const timer = setTimeout(() => { $("stop").hidden = false; }, WAIT);
@@ -88,7 +88,7 @@ function settings() {
   return { temperature, top_k: k >= ALL_K ? null : k, top_p: p >= 1 ? null : p };
 }
 
-// --- analysis and drawing of the current text; of several requests in the meantime only the last counts ---
+// --- analysis and drawing of the current text; while it is busy, only the latest request is kept ---
 
 let wanted = false, refreshing = null, last = { at: 0, took: 0 };
 
@@ -116,7 +116,7 @@ async function refreshWhileWanted() {
   }
 }
 
-// Remembers which tokens were generated, up to where the text changes; isGenerated is about a new last token.
+// Remembers which tokens were generated, up to where the text changes; isGenerated: whether a new last token was.
 function track(ids, isGenerated = false) {
   const { written } = page, change = ids.findIndex((id, i) => id !== written.ids[i]);
   const end = change < 0 ? ids.length : change, known = written.generated;

@@ -8,7 +8,7 @@ const PAUSE = 800;  // milliseconds after a keystroke before the checker runs
 const MAX_PRINTED = 5000;  // characters of output that are kept
 const TO_WRITE = ["gelu", "softmax", "layer_norm", "linear", "ffn", "attention", "mha", "transformer_block", "gpt2"];
 
-// A break is a list of edits [[old, new], ...]. As `new` may be empty, the rest of its line and a neighbouring line help
+// A break is a list of edits [[old, new], ...]. As `new` may be empty, the rest of its line and a neighboring line help
 // to find it again. Returns equivalent edits, to be tried in turn; the bare one is for lines that another edit changed.
 function variants(source, [old, changed]) {
   const at = source.indexOf(old), line = source.lastIndexOf("\n", at - 1) + 1, end = at + old.length;
@@ -204,7 +204,7 @@ export class Code {
     this.show();
   }
 
-  // "Write it yourself": only the def line of a function stays, and the user writes the rest.
+  // "Write it yourself": keeps only the def line of a function; the user writes the rest.
   empty(name) {
     const { t } = this.page, { text } = this.editor, lines = linesOf(text, name);
     if (!lines) return this.page.announce(t.emptyGone(name));

@@ -127,7 +127,7 @@ export class Editor {
         effects.some((effect) => effect.is(this.redraw)) ? decorate(state.doc) : docChanged ? marks.map(changes) : marks,
       provide: (field) => EditorView.decorations.from(field),
     });
-    const colours = HighlightStyle.define([
+    const colors = HighlightStyle.define([
       { tag: tags.keyword, class: "tok-keyword" }, { tag: tags.comment, class: "tok-comment" },
       { tag: tags.string, class: "tok-string" }, { tag: [tags.number, tags.bool, tags.null], class: "tok-number" },
       { tag: tags.function(tags.definition(tags.variableName)), class: "tok-def" },
@@ -142,7 +142,7 @@ export class Editor {
         selection: { anchor: selectionStart, head: selectionEnd },
         extensions: [
           lineNumbers(), history(), drawSelection(), highlightActiveLine(), highlightSpecialChars(), bracketMatching(),
-          indentOnInput(), indentUnit.of("    "), modules.python.python(), syntaxHighlighting(colours), marked,
+          indentOnInput(), indentUnit.of("    "), modules.python.python(), syntaxHighlighting(colors), marked,
           EditorView.contentAttributes.of({ "aria-label": this.label, spellcheck: "false" }),
           EditorView.updateListener.of((update) => update.docChanged && this.onChange(this.text)),
           keymap.of([

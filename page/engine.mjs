@@ -44,10 +44,10 @@
 //       "zh"; status: right, wrong, to do, waits. Uses a second worker, so the first stays available. A new check stops
 //       an older one (code "stopped").
 //
-//   await engine.keepOffline() = true | false              // caches all that the page has loaded, if a service worker
+//   await engine.keepOffline() = true | false              // caches everything the page has loaded, if a service worker
 //       is available, and a snapshot of Python's memory after its start, for a faster start next time
 //
-// All errors are EngineErrors with a code, for which texts.mjs has the words: no-wasm; file (opened from disk);
+// All errors are EngineErrors with a code, which texts.mjs turns into text: no-wasm; file (opened from disk);
 // cannot-load (detail: URL); python (detail: { line, message }; line is null if gpt2.py rejects its input); too-long
 // (detail: { n, n_ctx }); stopped; broken (detail: message).
 //
@@ -275,7 +275,7 @@ export class Engine {
     }
   }
 
-  // The bytes of a file of ours or of a library, fetched once.
+  // The bytes of one of our files or of a library, fetched once.
   file(name) {
     if (!this.files.has(name)) {
       const one = this.libraries.find((other) => other.name === name);
@@ -287,7 +287,7 @@ export class Engine {
     return this.files.get(name);
   }
 
-  // A worker with these files of ours; it starts while they load.
+  // A worker with these of our files; it starts while they load.
   async spawn(sources, onReport, onSnapshot = () => {}) {
     const names = this.libraries.map((one) => one.name);
     for (const name of names) this.file(name);

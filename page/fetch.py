@@ -83,10 +83,10 @@ def from_packages(work):
 
 
 def main(out="lib", source=CDN):
-    """Downloads the files that the page loads from a CDN, 18 MB, so that it can do without.
+    """Downloads the files that the page loads from a CDN, 18 MB, so that it works without one.
 
     Args:
-        out: The folder, created if missing. Correct files are kept.
+        out: The folder, created if necessary. Correct files are kept.
         source: The address of a CDN with jsDelivr's paths, or "packages" for npm and PyPI.
     """
     with open(TABLE, encoding="utf-8") as file:

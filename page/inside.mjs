@@ -127,7 +127,7 @@ export class Inside {
     $("no-weights").hidden = Boolean(result.weights);
     $("seen").hidden = !result.weights;
     if (!result.weights) return;
-    const n_head = this.heads, colours = shades();
+    const n_head = this.heads, colors = shades();
     $("heads").style.setProperty("--columns", n_head);
     fill($("heads"), n_layer * n_head, () => {
       const button = make("button", null, undefined, { type: "button", tabIndex: -1 });
@@ -140,14 +140,14 @@ export class Inside {
       if (streaming && !chosen) return;
       const title = t.headTitle(layer + 1, head + 1), weights = this.weights(layer, head);
       const habit = n < 3 ? "" : t.habit(...habits(weights, n).map(page.percent));
-      drawMap(button.firstChild, weights, n, colours);
+      drawMap(button.firstChild, weights, n, colors);
       button.title = title;
       button.setAttribute("aria-label", `${title}. ${habit}`);
       if (chosen) $("habit").textContent = habit;
     });
     ensureTabStop($("heads"));
     $("head-title").textContent = t.headTitle(this.layer + 1, this.head + 1);
-    drawMap($("large"), this.weights(), n, colours);
+    drawMap($("large"), this.weights(), n, colors);
     if (this.query >= n || this.key >= n) Object.assign(this, { query: null, key: null });
     this.readout();
     if (streaming) return;
@@ -253,7 +253,7 @@ export class Inside {
     this.request();
   }
 
-  // Requests the numbers of the current view; of several requests in the meantime only the last counts.
+  // Requests the numbers of the current view; while it is busy, only the latest request is kept.
   async request() {
     this.wanted = true;
     if (this.requesting) return;

@@ -38,7 +38,7 @@ with open(f"/home/pyodide/{FILE}", encoding="utf-8") as file:
 
 
 def report(name):
-    """Tells the page what is being done, during a call; page/worker.mjs replaces this function."""
+    """Reports progress to the page during a call; page/worker.mjs replaces this function."""
 
 
 class TooLongError(Exception):
@@ -74,7 +74,7 @@ class Version:
         self.hidden_states = module.hidden_states
         if not self.edited:
             module.hidden_states = self.cached_states
-        self.ids = self.stream_ids = ()  # of the last text that was analysed, and of the one that stream continues
+        self.ids = self.stream_ids = ()  # of the last analyzed text, and of the one that stream continues
         self.heads = n_head
         self.hidden = np.zeros((n_ctx, n_embd), np.float32)
         self.states = np.zeros((n_layer + 1, n_ctx, n_embd), np.float32)  # the input of each block, the last output
@@ -88,7 +88,7 @@ class Version:
                 values = np.broadcast_to(EYE[:n, :n], (*k.shape[:-1], n))
                 try:
                     self.recorded_weights.append(attention(q.copy(), k, values, *args, **kwargs))
-                except Exception:  # an edited version may not accept these values; then no weights are shown
+                except Exception:  # an edited version may reject these values; then no weights are shown
                     self.recorded_weights.append(None)
                 self.heads = k.shape[0]
             return attention(q, k, v, *args, **kwargs)
@@ -277,7 +277,7 @@ def steps_of(version, block, x, head, token):
         masked, weights = argument("softmax"), result("softmax")
         calls.pop("softmax", None)
         if mask is not None:
-            before["attention"](q, k, v, mask * np.float32(0))  # a second time without the mask, for the scores alone
+            before["attention"](q, k, v, mask * np.float32(0))  # again without the mask, for the scores alone
         scores = argument("softmax")
     finally:
         for name, function in before.items():
@@ -341,7 +341,7 @@ def set_source(source):
 
 
 def held_out_loss():
-    """The mean loss of the first held-out tokens given the tokens before each, in nats per token."""
+    """The mean loss on the first held-out tokens, in nats per token."""
     with np.errstate(all="ignore"):
         logits = version.module.gpt2(HELD_OUT[:-1], **params, n_head=n_head).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)

@@ -38,7 +38,7 @@ const en = {
   all: "all",
   temperatureZero: "At temperature 0 nothing is sampled: the most probable token is always chosen.",
   kept: (kept, total, cut) => kept === total ? `Sampled from all ${total} tokens.`
-    : `Sampled from ${kept} of ${total} tokens. The others had ${cut} of the probability, which is redistributed.`,
+    : `Sampled from ${kept} of ${total} tokens. The others had ${cut} of the probability, which was redistributed.`,
   bar: (text, before, after) => `Continue with ${text}: ${before}, ${after === null ? "cut off" : `now ${after}`}`,
   cut: "cut off",
   others: (count, share) => `and ${count} more, ${share} in total`,
@@ -70,7 +70,7 @@ const en = {
   lensRow: (layer) => `block ${layer}`,
   lensLast: "output",
   wholeTitle: "The whole text",
-  wholeHelp: "The most probable next token at each position, after each block. Framed ones are correct.",
+  wholeHelp: "The most probable next token at each position, after each block. Correct ones are framed.",
   wholeToken: "block →",
   blockHelp: `One token passes through one block, step by step in the order of gpt2.py, with the actual numbers. Blue is
     positive, orange negative. Click the name of a step to highlight its lines in the source.`,
@@ -94,9 +94,9 @@ const en = {
     mha: ["Projection", "One more matrix product mixes the outputs of the heads."],
     residual: ["Residual connection", "Added to the input of the block, which is never replaced."],
     ln_2: ["Layer norm", "Normalized again to mean 0 and variance 1."],
-    c_fc: ["Up projection", "The feed-forward network, on this token alone: first to 4 times the length."],
+    c_fc: ["Up projection", "The feed-forward network, applied to this token alone: first to 4 times the width."],
     gelu: ["GELU", "A nonlinearity: negative numbers become almost 0. Without it, two layers would equal one."],
-    ffn: ["Down projection", "Back to the original length."],
+    ffn: ["Down projection", "Back to the original width."],
     out: ["Output", "The output of the feed-forward network is added as well: the input of the next block."],
   },
   codeHelp: "This source computes everything shown. Highlighted lines belong to the current view. Edit and run it.",
@@ -104,7 +104,7 @@ const en = {
     + "and will not run until you click “Run my version”. Even then it can reach nothing outside this page's worker.",
   apply: "Run my version",
   reset: "Restore the original",
-  loss: (loss, choices) => `Held-out loss: ${loss}, like a guess among ${choices} tokens`,
+  loss: (loss, choices) => `Held-out loss: ${loss}, as uncertain as a guess among ${choices} tokens`,
   lossWas: (original) => ` (original: ${original})`,
   lossHelp: "The average −log p over 256 held-out tokens. That number of tokens, e^loss, is the perplexity.",
   lossNone: "The loss is NaN or infinite.",
@@ -138,7 +138,7 @@ const en = {
   editorLabel: "Source of gpt2.py",
   failures: {
     "cannot-load": (url) => `Cannot load ${url}. Check the connection and reload this page; if a filter blocks that `
-      + "address, ask for it to be allowed.",
+      + "address, ask to have it allowed.",
     python: (detail) => detail.line ? `Line ${detail.line}: ${detail.message}` : `gpt2.py: ${detail.message}`,
     "too-long": (detail) => `The text has ${detail.n} tokens, and this model reads at most ${detail.n_ctx}. Shorten it.`,
     stopped: "Stopped.",
@@ -146,7 +146,7 @@ const en = {
   },
   ends: { end: "The model ended the text.", context: (n) => `The context is full: this model reads at most ${n} tokens.` },
   footer: `<a href="../tutorial/README.md">The tutorial</a> explains how it works. Nothing you type leaves this page, which
-    works offline once it has loaded.`,
+    works offline once loaded.`,
 };
 
 const zh = {

@@ -1,4 +1,4 @@
-// Drawing: attention maps, lines between tokens, tables of next tokens, numbers as colours. Nothing here depends on the
+// Drawing: attention maps, lines between tokens, tables of next tokens, numbers as colors. Nothing here depends on the
 // model or the page; beyond/attention.py includes this file in the pages that it writes.
 //
 // A weight w is stored as a byte, round(255 * sqrt(w)), so that small weights are visible.
@@ -19,10 +19,10 @@ export function fill(container, count, create, update) {
 const rgb = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).split(",").map(Number);
 const pixel = ([r, g, b], alpha) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;  // RGBA in memory
 
-// The 256 colours of a map, from the style's --rgb, which depends on the dark or light theme.
+// The 256 colors of a map, from the style's --rgb, which depends on the dark or light theme.
 export function shades() {
-  const colour = rgb("--rgb");
-  return Uint32Array.from({ length: 256 }, (_, byte) => pixel(colour, 30 + Math.round(225 * byte / 255)));
+  const color = rgb("--rgb");
+  return Uint32Array.from({ length: 256 }, (_, byte) => pixel(color, 30 + Math.round(225 * byte / 255)));
 }
 
 // weights: n * n bytes, one row per query. Masked cells stay blank; all others have at least a tint.
@@ -50,9 +50,9 @@ export function habits(weights, n) {
   return [mean((query) => query), mean((query) => query - 1), mean(() => 0)];
 }
 
-// A background colour for a share; the style may lower --tint to keep the text readable.
-export const tint = (share, colour = "--rgb") =>
-  `rgba(var(${colour}), calc(var(--tint, .6) * ${Math.sqrt(share).toFixed(3)}))`;
+// A background color for a share; the style may lower --tint to keep the text readable.
+export const tint = (share, color = "--rgb") =>
+  `rgba(var(${color}), calc(var(--tint, .6) * ${Math.sqrt(share).toFixed(3)}))`;
 
 // Draws lines above the text from one element to the others, as wide as their shares. The svg overlays the elements.
 export function drawLines(svg, elements, from, shares) {
@@ -86,7 +86,7 @@ export function drawNext(body, rows) {
   }));
 }
 
-// Draws numbers as colours in `rows` rows: --rgb if positive, --minus if negative, strongest for the largest magnitude.
+// Draws numbers as colors in `rows` rows: --rgb if positive, --minus if negative, strongest for the largest magnitude.
 export function drawNumbers(canvas, numbers, rows = 1) {
   const plus = rgb("--rgb"), minus = rgb("--minus"), width = Math.max(1, numbers.length / rows);
   let most = 1e-9;

@@ -3,8 +3,8 @@
     args, kwargs = inputs()["mha"][0]
     mha(*args, **kwargs)
 
-Large scores overflow if the maximum is not subtracted. A row of equal numbers divides by 0 if eps is missing. With as
-many tokens as columns, a wrong axis raises no error, so its numbers identify the mistake.
+Large scores overflow if the maximum is not subtracted. A row of equal numbers gives 0 / 0 if eps is missing. With as
+many tokens as columns, a wrong axis raises no error, so the numbers reveal the mistake.
 """
 
 import itertools

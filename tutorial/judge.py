@@ -1,9 +1,9 @@
 """check() finds out which functions of a GPT-2 are right, and which mistakes the others contain.
 
 Each function is called on the inputs of tutorial/inputs.py and compared with the correct one. If the numbers differ,
-the mistakes of tutorial/mistakes.py are made in the correct function, one at a time, then two at a time: a mistake that
-reproduces the reader's numbers on all inputs is the reader's. A wrong or missing function is replaced by the correct
-one before its callers are checked, so that each mistake is reported once.
+the mistakes of tutorial/mistakes.py are made in the correct function, one at a time, then two at a time: the mistake
+that reproduces the reader's numbers on all inputs is the reader's. A wrong or missing function is replaced by the
+correct one before its callers are checked, so that each mistake is reported once.
 
 This module uses no files, processes or threads; those are in tutorial/check.py.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from tutorial.inputs import causal
 from tutorial.mistakes import RIGHT, SOURCES, called_by, made_in, variant
 
-NAMES = [name for name in RIGHT if name != "hidden_states"]  # hidden_states is optional, but checked if it is there
+NAMES = [name for name in RIGHT if name != "hidden_states"]  # hidden_states is optional, but checked if present
 FLOAT64 = (
     "The numbers are right, but float32 input gives float64 output, which takes twice the memory and time. The cause "
     "is np.tri, np.zeros or np.array without a dtype, or a NumPy scalar: np.sqrt(2 / np.pi) is a float64, whereas "
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 class WaitsError(Exception):
-    """A function that is not right yet is called with arguments that the correct one, its stand-in, does not take."""
+    """A function that is not right yet is called with arguments that its stand-in, the correct one, does not accept."""
 
 
 # --- calling and comparing ---

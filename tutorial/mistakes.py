@@ -1,4 +1,4 @@
-"""The mistakes that tutorial/check.py recognizes: correct functions, and a table of common ways to get them wrong.
+"""The mistakes that tutorial/check.py recognizes: the correct functions, and a table of common ways to get them wrong.
 
 First come the functions of gpt2.py, written as plainly as possible, then the table. A row is
 

@@ -7,7 +7,7 @@ python -m tutorial.figures first: outputs are copied from the pages, and picture
 GitHub nor Colab shows SVG or attachments in every notebook.
 
 Each block that tutorial/blocks.py runs becomes a code cell. Excerpts, and commands that it does not run, stay text. An
-exercise gets an empty cell; its solution stays folded, as text, to compare with and not to be run by accident.
+exercise gets an empty cell; its solution stays folded, as text, so that it is not run by accident.
 A paragraph that asks for functions in `mine.py` is followed by two cells: one writes their stubs to that file, and one
 checks it. Text between <!-- page --> and <!-- /page --> is left out.
 The same pages give the same bytes: cells are numbered, and nothing is dated.

@@ -7,8 +7,8 @@ counts, then trains ten small models from scratch with 2000 updates each. On one
 with one block, three for a model with four. The held-out text is used only for measuring. The results are written to
 tutorial/parts.json, and python -m tutorial.figures plots them.
 
-To remove a part, its parameters are left out: without parameters, layer_norm, mha and ffn change nothing. The rest is
-gpt2.py, by beyond.variant.
+A part is removed by leaving out its parameters: without them, layer_norm, mha and ffn do nothing. The rest is gpt2.py,
+via beyond.variant.
 """
 
 import functools
@@ -109,7 +109,7 @@ def without_residuals(x, mlp, attn, ln_1, ln_2, n_head, kv=None, past=0):
 
 
 def model_of(spec):
-    """gpt2.py with optional parts, and with one more parameter: out, which replaces wte at the output."""
+    """gpt2.py with optional parts, and one more parameter, out, which replaces wte at the output."""
     changed = {"layer_norm": layer_norm, "mha": mha, "ffn": ffn}
     if not spec.residuals:
         changed["transformer_block"] = without_residuals
@@ -122,7 +122,7 @@ def model_of(spec):
 
 
 def initial_params(spec, n_vocab, n_ctx, n_embd, seed):
-    """The initial values of those parameters, among GPT-2's and out, that the model spec."""
+    """The initial values of the parameters that spec includes, out of GPT-2's and the output matrix."""
     full = checkpoint.initial_params(n_vocab, n_ctx, n_embd, spec.n_head, max(1, spec.n_layer), seed)
     full["out"] = checkpoint.initial_params(n_vocab, 1, n_embd, 1, 1, seed + 1)["wte"]
 

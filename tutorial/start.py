@@ -35,7 +35,7 @@ def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
 
 
 def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
-    """Mixes the values for each query, weighted by how well their keys match. mask: 0, or -1e10 to hide a key."""
+    """Mixes the values for each query, weighted by how well their keys match it. mask: 0, or -1e10 to hide a key."""
     ...
 
 
