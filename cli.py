@@ -3,9 +3,9 @@
     if __name__ == "__main__":
         run(main)
 
-makes a command of a function. Its parameters are the flags, its docstring is what --help prints. A parameter stays text
-as typed if it is annotated as str, has a text for its default, or has neither annotation nor default; one whose default
-is True or False is a switch; all others are parsed as Python literals.
+turns a function into a command. Its parameters are the flags, its docstring is what --help prints. An argument stays a
+string, as typed, if its parameter is annotated as str, has a string as its default, or has neither annotation nor
+default; a parameter whose default is True or False is a switch; all other arguments are parsed as Python literals.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import numpy as np
 from utils import VERSION
 
 HELP = {  # what --help prints about flags that several commands share; the rest is in the docstring of each main
-    "prompt": 'The text to continue. "-" reads standard input, as does leaving it out where that is a pipe or a file; '
+    "prompt": 'The text to continue. "-" reads standard input; without a prompt, so does a pipe or a redirected file; '
     '"" starts from nothing. If it begins with a dash, write --prompt="- like this".',
     "n_tokens_to_generate": "How many tokens to add, 0 or more; together with the prompt at most n_ctx (1024).",
     "model_size": "124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB), shakespeare or another folder in "
@@ -71,7 +71,7 @@ def check_options(n_tokens_to_generate, temperature=0, top_k=None, top_p=None, s
 
 
 def check_inputs(inputs, params, n_tokens_to_generate, *options):
-    """Raises ValueError as check_options does, and unless inputs are ids that leave room in n_ctx for the new ones."""
+    """Raises ValueError as check_options does, or if inputs are not ids or leave too little room in n_ctx."""
     check_options(n_tokens_to_generate, *options)
     (n_ctx, _), (n_vocab, _), n = params["wpe"].shape, params["wte"].shape, len(inputs)
     if (total := n + n_tokens_to_generate) > n_ctx:
@@ -111,9 +111,9 @@ def read_prompt(prompt):
 
 
 def encode_prompt(encoder, prompt):
-    """The ids of a prompt, at least one: an empty prompt starts where the documents of the training text did.
+    """The ids of a prompt, at least one: an empty prompt becomes <|endoftext|>, which separates training documents.
 
-    Raises ValueError for an empty prompt if the vocabulary does not have <|endoftext|>, which separated them.
+    Raises ValueError for an empty prompt if the vocabulary does not have <|endoftext|>.
     """
     ids = encoder.encode(prompt) or [encoder.encoder.get("<|endoftext|>")]
     if ids == [None]:
@@ -150,11 +150,11 @@ def show(pieces, n_tokens):
 
 
 def run(main, help=None):
-    """Makes main a command: prints what it returns, if anything, or one line that begins "error:".
+    """Runs main as a command: prints its result, if there is one, or one line that begins "error:".
 
     main: a function, or a dict of functions keyed by the word that selects one. It raises ValueError, OSError or
     MemoryError for errors that the user can fix: the exit status is then 1; after Ctrl-C it is 130.
-    help: {flag: text}, where neither the docstring of main nor HELP describes a flag.
+    help: {flag: text} for the flags that neither the docstring of main nor HELP describes.
     """
     open_missing_streams()
     try:
@@ -170,7 +170,7 @@ def run(main, help=None):
         if sys.stdout is None:
             raise OSError("standard output is closed, so there is nowhere to print to")
         sys.stdout.reconfigure(errors="replace")  # characters missing from the terminal's encoding become "?"
-        with np.errstate(all="ignore"):  # an overflow shows in the result or raises an error of ours
+        with np.errstate(all="ignore"):  # an overflow shows in the result or in an error of our own
             result = main(*args, **kwargs)
         if result is not None and not isinstance(result, Shown):
             print(result, flush=True)
@@ -188,7 +188,7 @@ def run(main, help=None):
 
 
 def open_missing_streams():
-    """Opens those of the three standard streams that are closed: the next file opened would take their number."""
+    """Opens the standard streams that are closed; otherwise the next file opened would get their descriptor."""
     for fd in 0, 1, 2:
         try:
             os.fstat(fd)
@@ -213,7 +213,7 @@ def warn_of_unused(main, args, kwargs):
 
 
 def chosen(mains):
-    """The function that the first argument selects; None after --help. Raises ValueError for any other word."""
+    """The function that the first argument selects; None after --help. Raises ValueError for any other argument."""
     word = sys.argv.pop(1) if len(sys.argv) > 1 else "nothing"
     if word in ("-h", "--help"):
         for word, main in mains.items():
@@ -229,7 +229,7 @@ def chosen(mains):
 
 
 def is_text(parameter):
-    """Whether an argument stays as typed, where fire would read 1e3 as 1000.0."""
+    """Whether an argument stays a string, as typed; fire would turn 1e3 into 1000.0."""
     if parameter.annotation is not parameter.empty:
         return parameter.annotation is str
     return parameter.default is parameter.empty or isinstance(parameter.default, str)
@@ -240,7 +240,7 @@ def is_switch(parameter):
 
 
 def parse(main):
-    """(args, kwargs) for main from sys.argv, by fire. Raises ValueError, which suggests what was probably meant."""
+    """(args, kwargs) for main, which fire parses from sys.argv. The message of a ValueError suggests a correction."""
     import fire
     from fire.decorators import SetParseFn
     from fire.parser import DefaultParseValue
@@ -258,7 +258,7 @@ def parse(main):
     bind = SetParseFn(DefaultParseValue, *others)(bind) if others else bind
     try:
         with contextlib.redirect_stderr(messages):
-            # fire's separator is "-", which is a prompt here; the default is for the arguments after *
+            # fire's separator is "-", which is a prompt here; SetParseFn without names is for the arguments after *
             fire.Fire(SetParseFn(str)(SetParseFn(str, *texts)(bind)), [*argv, "--", "--separator=\0"])
     except SystemExit:
         message = messages.getvalue().splitlines()[0].removeprefix("ERROR: ")
@@ -296,12 +296,12 @@ INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # fl
 
 
 def expand_home(arg):
-    """Expands ~ in --out=~/new, where a shell does not, as the argument does not begin with it."""
+    """Expands ~ in --out=~/new; a shell only does so at the beginning of an argument."""
     flag, sign, value = arg.partition("=")
     path = os.path.expanduser(value)
     if sign and flag in ("--models_dir", "--out", "--weights"):
         return f"{flag}={path}"
-    # an input may be a text itself: beyond.classify predict accepts both
+    # an input may also be a literal text: beyond.classify predict accepts both
     return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
 
 
@@ -309,7 +309,7 @@ def expand_home(arg):
 
 
 def usage(main, *words):
-    """The command as it is typed, with the arguments that it requires."""
+    """How to type the command, with its required arguments."""
     spec, path = getattr(sys.modules["__main__"], "__spec__", None), sys.argv[0]
     program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
     if spec and " " in path:  # the word that selected main

@@ -56,7 +56,7 @@ BRANCHES = r"""
   | \s+                     # that one is a word of its own, or the space in front of the word
 """
 WORDS = regex.compile(BRANCHES, regex.VERBOSE)
-# Most English text is ASCII, where \p{L} is A-Za-z: then Python's re, which does not support \p, takes half the time.
+# Most English text is ASCII, where \p{L} is A-Za-z: then Python's re, which does not support \p, takes half as long.
 ASCII_WORDS = re.compile(BRANCHES.replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), re.VERBOSE | re.ASCII)
 
 
@@ -71,7 +71,7 @@ class Encoder:
     def __init__(self, encoder, bpe_merges, errors="replace"):
         """errors: how decode handles bytes that are not UTF-8, as in bytes.decode ("surrogateescape" keeps them)."""
         self.encoder, self._merges, self.errors = encoder, list(bpe_merges), errors
-        self.bpe = lru_cache(2**16)(self.bpe)  # a text repeats its words
+        self.bpe = lru_cache(2**16)(self.bpe)  # words recur
 
     def __reduce__(self):  # pickles and copies omit the cache
         return Encoder, (self.encoder, self._merges, self.errors)
@@ -152,8 +152,8 @@ class Encoder:
 def get_encoder(model_name, models_dir):
     """The Encoder of models_dir/model_name, from encoder.json, {token: id}, and vocab.bpe, one merge per line.
 
-    vocab.bpe may begin with a line "#version: 0.2". Raises ValueError unless the files are a vocabulary: tokens in the
-    byte alphabet, numbered from 0, and the merges that produce them.
+    vocab.bpe may begin with a line "#version: 0.2". Raises ValueError unless the files form a vocabulary: tokens in
+    the byte alphabet, numbered from 0, and the merges that produce them.
     """
     with open(os.path.join(models_dir, model_name, "encoder.json"), encoding="utf-8") as file:
         encoder = json.load(file)
@@ -166,9 +166,9 @@ def get_encoder(model_name, models_dir):
 
 
 def check_vocabulary(encoder, merges):
-    """Raises ValueError unless encoder, the content of encoder.json, and merges, the lines of vocab.bpe, fit."""
+    """Raises ValueError unless encoder, the content of encoder.json, and merges, the lines of vocab.bpe, match."""
     if not isinstance(encoder, dict) or not encoder or set(map(type, encoder.values())) != {int}:
-        raise ValueError("encoder.json must be a JSON object that gives each token an integer, its id")
+        raise ValueError("encoder.json must be a JSON object that maps each token to an integer, its id")
     if missing := set(range(len(encoder))).difference(encoder.values()):
         raise ValueError(
             f"the {len(encoder)} tokens of encoder.json must have the ids from 0 to {len(encoder) - 1}, "
@@ -177,7 +177,7 @@ def check_vocabulary(encoder, merges):
     if strange := set("".join(encoder)).difference(CHAR_TO_BYTE):
         raise ValueError(f"a token of encoder.json has {min(strange)!r}, which is not in the byte alphabet")
     if merges[-1:] != [""]:
-        raise ValueError("vocab.bpe is truncated: its last line does not end")
+        raise ValueError("vocab.bpe is truncated: its last line has no newline")
     if strange := [line for line in merges[:-1] if line.count(" ") != 1]:
         raise ValueError(f"vocab.bpe has the line {strange[0]!r}, which is not a pair of tokens")
     merged = set("\n".join(merges[:-1]).replace(" ", "").split("\n")[: len(merges) - 1])

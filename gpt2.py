@@ -32,7 +32,7 @@ def ffn(x, c_fc, c_proj):  # [n_seq, n_embd] -> [n_seq, n_embd]
 
 
 def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [n_q, n_k] -> [..., n_q, d]
-    # softmax turns how well each query matches each key into weights, which average the values
+    # softmax turns the match between each query and each key into weights for an average of the values
     return softmax(q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5 + mask) @ v
 
 
@@ -96,7 +96,7 @@ def sample(logits, temperature, top_k, top_p, rng):  # [n_vocab] -> int
 
 def stream(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
     """Iterates over the ids that follow inputs: n_tokens_to_generate of them, or fewer if stop is generated. Greedy at
-    temperature 0, otherwise sampled with seed. ValueError if they do not fit the context, n_ctx tokens."""
+    temperature 0, otherwise sampled with seed. Raises ValueError if they do not fit into the context, n_ctx tokens."""
     from cli import check_inputs
 
     check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)

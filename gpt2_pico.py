@@ -1,4 +1,4 @@
-"""GPT-2, greedy, no cache: for each new token the model runs again over all that comes before it."""
+"""GPT-2, greedy, no cache: for each new token the model runs again over all previous tokens."""
 
 from cli import check_inputs, check_numbers, encode_prompt, read_prompt, run
 import numpy as np
@@ -45,7 +45,8 @@ def generate(inputs, params, n_head, n_tokens_to_generate):
 
 def main(prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models"):
     """Continues a text with the most probable tokens and prints the continuation."""
-    prompt, (encoder, hparams, params) = read_prompt(prompt), load_encoder_hparams_and_params(model_size, models_dir)
+    prompt = read_prompt(prompt)
+    encoder, hparams, params = load_encoder_hparams_and_params(model_size, models_dir)
     end = encoder.encoder.get("<|endoftext|>")
     ids = generate(encode_prompt(encoder, prompt), params, hparams["n_head"], n_tokens_to_generate)
     return encoder.decode(ids[: ids.index(end)] if end in ids else ids)

@@ -1,4 +1,4 @@
-"""What pip install . installs: the files of this folder as a package, so that they take no other module's name."""
+"""What pip install . installs: the files of this folder as a package, so that no names clash with other modules."""
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -9,5 +9,5 @@ FILES = {"picogpt.py": "__init__.py", **{name: name for name in SAME}}
 
 class Package(BuildHookInterface):
     def initialize(self, version, build_data):
-        if version != "editable":  # pip install -e . uses the files where they are
+        if version != "editable":  # pip install -e . uses the files in place
             build_data["force_include"] |= {source: f"picogpt/{name}" for source, name in FILES.items()}

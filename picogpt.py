@@ -1,9 +1,9 @@
-"""PicoGPT as a package: the command picogpt, and one name to import from.
+"""PicoGPT as a package: the command picogpt, and one module to import from.
 
     from picogpt import generate, load_encoder_hparams_and_params
 
-The files beside this one import each other by short names, such as utils. Loaded from here they are picogpt.utils and
-so on, and find each other even in a folder that has a utils.py of its own.
+The files beside this one import each other by short names, such as utils. Loaded from here, they become picogpt.utils
+and so on, and find each other even if the current folder has its own utils.py.
 """
 
 import builtins
@@ -16,12 +16,12 @@ MODULES = "cli", "encoder", "gpt2", "gpt2_pico", "tf_checkpoint", "utils"
 
 
 def _load(name):
-    """Our module of that name, as picogpt.NAME."""
+    """Loads our module of that name as picogpt.NAME."""
     full_name = f"picogpt.{name}"
     if full_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(full_name, os.path.join(HERE, f"{name}.py"))
         module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
-        module.__builtins__ = {**vars(builtins), "__import__": _import}  # which its import statements call
+        module.__builtins__ = {**vars(builtins), "__import__": _import}  # import statements call it
         spec.loader.exec_module(module)
     return sys.modules[full_name]
 

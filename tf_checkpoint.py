@@ -1,8 +1,8 @@
 """TensorFlow's checkpoints, read without TensorFlow: PREFIX.index and one or more files PREFIX.data-00000-of-00001.
 
-The data files hold the numbers of all tensors, back to back. The index is a table of LevelDB
-(https://github.com/google/leveldb/blob/main/doc/table_format.md), from a tensor's name to a protocol buffer with its
-type, shape, data file and offset (BundleEntryProto in TensorFlow's tensor_bundle.proto).
+The data files hold the values of all tensors, back to back. The index is a LevelDB table
+(https://github.com/google/leveldb/blob/main/doc/table_format.md) that maps a tensor's name to a protocol buffer with
+its type, shape, data file and offset (BundleEntryProto in TensorFlow's tensor_bundle.proto).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ DTYPES = {1: np.float32, 2: np.float64, BFLOAT16: np.uint16, 19: np.float16}
 
 
 class Entry(NamedTuple):
-    """What the index says about a tensor. If it is sliced, its numbers are elsewhere, in several pieces."""
+    """The index entry of a tensor. If the tensor is sliced, its values are stored elsewhere, in several pieces."""
 
     dtype: int
     shape: list
@@ -39,7 +39,7 @@ def read_index(prefix):
     def block(handle):
         """The (key, value) pairs of the block at a handle, which is an offset and a size."""
         offset, size = varint(handle), varint(handle)
-        end = offset + size + 1  # with a byte that is 0 if the block is not compressed; the checksum follows
+        end = offset + size + 1  # a byte that is 0 if the block is not compressed ends it; the checksum follows
         if table[end - 1] or masked(crc32c(table[offset:end])) != int.from_bytes(table[end : end + 4], "little"):
             raise ValueError
         return pairs(table[offset : end - 1])
@@ -68,7 +68,7 @@ def varint(stream):
 
 
 def pairs(block):
-    """Yields each (key, value). A key is stored as the number of bytes shared with the key before it, and the rest."""
+    """Yields each (key, value). A key is stored as the number of bytes shared with the previous key, and the rest."""
     n_restarts = int.from_bytes(block[-4:], "little")  # the positions of keys stored in full, listed at the end
     stream, key = io.BytesIO(block), b""
     while stream.tell() < len(block) - 4 * (n_restarts + 1):
@@ -81,7 +81,7 @@ def fields(message):
     """{field number: [values]} of a protocol buffer; a value is an integer or bytes."""
     stream, found = io.BytesIO(message), {}
     while stream.tell() < len(message):
-        number, kind = divmod(varint(stream), 8)  # kinds: 0 an integer, 5 four bytes, 2 a length and as many bytes
+        number, kind = divmod(varint(stream), 8)  # kinds: 0 an integer, 5 four bytes, 2 a length and that many bytes
         value = varint(stream) if kind == 0 else stream.read(4 if kind == 5 else varint(stream))
         found.setdefault(number, []).append(value)
     return found
@@ -93,7 +93,7 @@ for _ in range(8):
 
 
 def crc32c(data):
-    """The CRC-32C of a few thousand bytes; for more, this is slow."""
+    """The CRC-32C of data; slow for more than a few thousand bytes."""
     crc = 2**32 - 1
     for byte in data:
         crc = crc >> 8 ^ CRC[(crc ^ byte) & 255]
@@ -101,7 +101,7 @@ def crc32c(data):
 
 
 def masked(crc):
-    """A checksum as LevelDB stores it: rotated and shifted, because the data may contain checksums itself."""
+    """A checksum as LevelDB stores it: rotated and offset, because the data may itself contain checksums."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
 
 
@@ -117,7 +117,7 @@ def read_tensors(prefix, entries, names):
     for path in {entries[name].path for name in names}:
         needed = max(entry.offset + entry.n_bytes for entry in entries.values() if entry.path == path)
         if (size := os.path.getsize(path)) != needed:
-            raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors take {needed:,}")
+            raise ValueError(f"{path} is damaged: it has {size:,} bytes, but its tensors need {needed:,}")
         files[path] = np.asarray(np.memmap(path, np.uint8, "c"))
 
     arrays = {}
@@ -133,7 +133,7 @@ def read_tensors(prefix, entries, names):
 
 
 def read_with_tensorflow(prefix, names):
-    """{name: float32 array}, by TensorFlow, which joins the slices of partitioned variables."""
+    """{name: float32 array}, read by TensorFlow, which joins the slices of partitioned variables."""
     with silent_stderr():  # TensorFlow prints details of the machine when it is imported
         try:
             import tensorflow as tf
@@ -142,11 +142,11 @@ def read_with_tensorflow(prefix, names):
             raise ValueError(f"{prefix} {reason}") from None
     folder, name_of_prefix = os.path.split(os.path.abspath(prefix))
     try:
-        with tempfile.TemporaryDirectory() as work:  # TensorFlow takes [ and * in the name of a folder for a pattern
+        with tempfile.TemporaryDirectory() as work:  # TensorFlow treats [ and * in a folder's name as a pattern
             os.symlink(folder, os.path.join(work, "link"))
             reader = tf.train.load_checkpoint(os.path.join(work, "link", name_of_prefix))
             return {name: np.asarray(reader.get_tensor(name), np.float32) for name in names}
-    except Exception as error:  # its reader raises many kinds, even IndexError for a truncated file
+    except Exception as error:  # its reader raises many types, even IndexError for a truncated file
         raise ValueError(f"TensorFlow cannot read {prefix}: {str(error).splitlines()[0]}") from None
 
 

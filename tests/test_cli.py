@@ -192,7 +192,7 @@ def test_no_network(tmp_path):
         (lambda folder: os.truncate(folder / utils.DATA, 5000), ["damaged", "5,000 bytes"]),
         (lambda folder: (folder / "encoder.json").write_text("{"), ["damaged"]),
         (lambda folder: (folder / "hparams.json").write_bytes(b"\xff"), ["damaged"]),
-        (lambda folder: (folder / "hparams.json").write_text("[1]"), ["must give n_vocab"]),
+        (lambda folder: (folder / "hparams.json").write_text("[1]"), ["must contain n_vocab"]),
         (lambda folder: os.truncate(folder / "model.ckpt.index", 99), ["index is damaged"]),
         (lambda folder: (shutil.rmtree(folder), folder.write_text("a file")), ["unknown model_size='tiny'"]),
         (lambda folder: ((folder / "vocab.bpe").unlink(), (folder / "vocab.bpe").mkdir()), ["lacks vocab.bpe"]),

@@ -666,7 +666,7 @@ def test_a_vocabulary_that_lacks_a_byte(work):
         (None, "", "truncated"),
         (None, "#version: 0.2\n", "truncated"),
         (None, "#version: 0.2\na b\n", "truncated"),
-        (None, "#version: 0.2\na b", "its last line does not end"),
+        (None, "#version: 0.2\na b", "its last line has no newline"),
         (None, "#version: 0.2\na\n", "which is not a pair of tokens"),
         ({"中": 0}, None, "not in the byte alphabet"),
     ],

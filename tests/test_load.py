@@ -100,7 +100,7 @@ def test_types_and_data_files_are_read_as_tensorflow_reads_them(tmp_path, dtype,
     data = folder / f"model.ckpt.data-{shards - 1:05d}-of-{shards:05d}"
     size = data.stat().st_size
     os.truncate(data, size - 2)
-    with pytest.raises(ValueError, match=f"it has {size - 2:,} bytes, but its tensors take {size:,}"):
+    with pytest.raises(ValueError, match=f"it has {size - 2:,} bytes, but its tensors need {size:,}"):
         utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
     data.unlink()
     with pytest.raises(FileNotFoundError, match=f"data-{shards - 1:05d}-of-{shards:05d}"):
@@ -256,7 +256,7 @@ def test_a_checkpoint_that_is_truncated_or_does_not_fit(tmp_path):
     size = data.stat().st_size
     for found in size - 4, size + 4, 0:
         os.truncate(data, found)
-        with pytest.raises(ValueError, match=f"it has {found:,} bytes, but its tensors take {size:,}"):
+        with pytest.raises(ValueError, match=f"it has {found:,} bytes, but its tensors need {size:,}"):
             utils.load_gpt2_params_from_tf_ckpt(prefix, SMALL)
     for n in 100, 1, 0:
         os.truncate(index, n)
@@ -291,7 +291,7 @@ def test_a_folder_is_a_model_by_its_name(tmp_path):
 
 def test_the_name_of_a_model_is_a_name(own_models_dir):
     for name in "", ".", "..", "../tiny", "tiny/", "/tmp", "a/b":
-        with pytest.raises(ValueError, match="must be a name without a path, which goes into models_dir"):
+        with pytest.raises(ValueError, match="must be a name without a path; the path goes into models_dir"):
             utils.load_encoder_hparams_and_params(name, str(own_models_dir))
     for name in "125M", "tinyy", "124m":
         with pytest.raises(
@@ -322,7 +322,7 @@ def test_a_model_of_the_user_that_is_truncated(own_models_dir, name):
 )
 def test_hparams_that_make_no_sense(own_models_dir, change):
     (own_models_dir / "tiny" / "hparams.json").write_text(json.dumps({**TINY, **change}))
-    with pytest.raises(ValueError, match="must give n_vocab, n_ctx, n_embd, n_head, n_layer as positive integers"):
+    with pytest.raises(ValueError, match="must contain n_vocab, n_ctx, n_embd, n_head, n_layer as positive integers"):
         utils.load_encoder_hparams_and_params("tiny", str(own_models_dir))
 
 
