@@ -1,4 +1,4 @@
-"""Two learners who write the same functions in different ways, and the mistakes they make.
+"""Two learners who write the same functions in different styles, and the mistakes that they make.
 
 ONE writes plain expressions and loops over the heads. OTHER works in place, on all heads at once, with a cache.
 MADE[function][mistake] is [(learner, old, new, old, new, ...), ...]: the replacements that make the mistake.
@@ -57,8 +57,8 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head):
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, n_head):
     tokens = np.array([wte[id] for id in inputs])
-    places = np.array([wpe[i] for i in range(len(inputs))])
-    x = tokens + places
+    positions = np.array([wpe[i] for i in range(len(inputs))])
+    x = tokens + positions
     for block in blocks:
         x = transformer_block(x, block["mlp"], block["attn"], block["ln_1"], block["ln_2"], n_head)
     x = layer_norm(x, ln_f["g"], ln_f["b"])
@@ -166,7 +166,8 @@ DO_LN_1, DO_LN_2 = 'layer_norm(x, ln_1["g"], ln_1["b"])', 'layer_norm(middle, ln
 DO_MHA, DO_FFN = 'mha(seen, attn["c_attn"], attn["c_proj"], n_head)', 'ffn(thought, mlp["c_fc"], mlp["c_proj"])'
 Y_MHA = "mha(layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past)"
 Z_FFN = "ffn(layer_norm(y, **ln_2), **mlp)"
-PLACES, RANGE = "wpe[i] for i in range(len(inputs))", "    for i in range(len(blocks)):"
+POSITIONS = "wpe[i] for i in range(len(inputs))"
+RANGE = "    for i in range(len(blocks)):"
 ONE_BLOCK = 'x = transformer_block(x, block["mlp"], block["attn"], block["ln_1"], block["ln_2"], n_head)'
 ONE_LN_F = 'layer_norm(x, ln_f["g"], ln_f["b"])'
 OTHER_BLOCK = "x = transformer_block(x, **blocks[i], n_head=n_head, kv=cache[i] if cache else None, past=past)"
@@ -585,19 +586,19 @@ MADE = {
         ],
     },
     "hidden_states": {
-        "no wpe": [(ONE, "tokens + places", "tokens"), (OTHER, "    x += wpe[past:past + len(inputs)]\n", "")],
+        "no wpe": [(ONE, "tokens + positions", "tokens"), (OTHER, "    x += wpe[past:past + len(inputs)]\n", "")],
         "no wte": [
-            (ONE, "tokens + places", "places"),
+            (ONE, "tokens + positions", "positions"),
             (OTHER, "x += wpe[past:past + len(inputs)]", "x = wpe[past:past + len(inputs)]"),
         ],
         "positions shifted": [
-            (ONE, PLACES, "wpe[i + 1] for i in range(len(inputs))"),
+            (ONE, POSITIONS, "wpe[i + 1] for i in range(len(inputs))"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[past + 1:past + 1 + len(inputs)]"),
-            (ONE, PLACES, "wpe[i - 1] for i in range(len(inputs))"),
-            (ONE, PLACES, "wpe[i] for i in range(len(wpe) - len(inputs), len(wpe))"),
+            (ONE, POSITIONS, "wpe[i - 1] for i in range(len(inputs))"),
+            (ONE, POSITIONS, "wpe[i] for i in range(len(wpe) - len(inputs), len(wpe))"),
         ],
         "positions reversed": [
-            (ONE, "tokens + places", "tokens + places[::-1]"),
+            (ONE, "tokens + positions", "tokens + positions[::-1]"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[np.arange(past, past + len(inputs))[::-1]]"),
         ],
         "one position for all tokens": [
@@ -605,12 +606,12 @@ MADE = {
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[len(inputs)]"),
         ],
         "wpe indexed by id": [
-            (ONE, PLACES, "wpe[i] for i in inputs"),
+            (ONE, POSITIONS, "wpe[i] for i in inputs"),
             (OTHER, "wpe[past:past + len(inputs)]", "wpe[list(inputs)]"),
         ],
-        "embeddings multiplied": [(ONE, "tokens + places", "tokens * places"), (OTHER, "x += wpe", "x *= wpe")],
+        "embeddings multiplied": [(ONE, "tokens + positions", "tokens * positions"), (OTHER, "x += wpe", "x *= wpe")],
         "embeddings scaled": [
-            (ONE, "tokens + places", "tokens * math.sqrt(wte.shape[1]) + places"),
+            (ONE, "tokens + positions", "tokens * math.sqrt(wte.shape[1]) + positions"),
             (OTHER, "    x += wpe", "    x *= len(wte[0]) ** 0.5\n    x += wpe"),
         ],
         "no ln_f": [(ONE, f"    x = {ONE_LN_F}\n", ""), (OTHER, "    x = layer_norm(x, **ln_f)\n", "")],

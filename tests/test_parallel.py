@@ -1,4 +1,4 @@
-"""Training on many devices, in several processes, from a corpus: the losses of one device, whatever is where."""
+"""Training on many devices, in several processes, from a corpus: the losses are always those of one device."""
 
 import os
 import re
@@ -62,7 +62,7 @@ def assert_same_losses(found, expected):
 
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory):
-    """(folder, losses) of a training on one device."""
+    """(folder, losses) of a run on one device."""
     folder = tmp_path_factory.mktemp("one")
     done = run(data, folder)
     assert done.returncode == 0, done.stderr.decode()
@@ -73,17 +73,15 @@ def one(data, tmp_path_factory):
 
 
 def test_a_training_from_a_corpus(data, one):
-    """The folder is a model whose held-out loss is that of the corpus' last tenth; the better weights are in it."""
+    """The folder has the model with the lower loss on the last tenth of the corpus."""
     folder, history = one
     encoder, hparams, params = utils.load_encoder_hparams_and_params("new", str(folder))
-    assert (
-        hparams["n_vocab"] == 300 and len(history) == 3
-    )  # of 320 rows in the checkpoint, those without a token are cut
+    assert hparams["n_vocab"] == 300  # of 320 rows in the checkpoint, those without a token are cut off
     _, ids, _ = corpora.load(data)
     unseen = ids[len(ids) - len(ids) // 10 :]
     saved = learner.held_out_loss(params, unseen, 2, 16)
-    assert saved == pytest.approx(min(min(row[1:]) for row in history.values()), abs=0.02)  # which has 20 rows more
-    assert history[60][1] < history[20][1] < 6
+    assert saved == pytest.approx(min(min(row[1:]) for row in history.values()), abs=0.02)  # with 20 rows more
+    assert list(history) == [20, 40, 60] and history[60][1] < history[20][1] < np.log(300)
     assert sorted(os.listdir(folder / "new")) == sorted([*utils.FILES, "loss.svg"])
 
 
@@ -91,11 +89,12 @@ def test_a_training_from_a_corpus(data, one):
 def test_a_mesh_gives_the_losses_of_one_device(data, one, tmp_path, flags):
     done = run(data, tmp_path, *flags, devices=8)
     assert done.returncode == 0, done.stderr.decode()
+    assert list(losses(done.stderr)) == [20, 40, 60]
     assert_same_losses(losses(done.stderr), one[1])
 
 
-def begin(data, folder, *flags):
-    """Two processes with two devices each; flags of both, and of each its own in a list."""
+def start(data, folder, *flags):
+    """Two processes with two devices each; a flag is for both, a list of flags for one of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
@@ -114,8 +113,8 @@ def begin(data, folder, *flags):
 
 
 def test_two_processes_and_after_a_kill_one(data, one, tmp_path):
-    """Two processes, two devices each, which share a model in pairs; both are killed, and one process goes on."""
-    both = begin(data, tmp_path, "--mesh=2x2")
+    """Two processes, two devices each, which share a model in pairs; both are killed, and one process resumes."""
+    both = start(data, tmp_path, "--mesh=2x2")
     deadline = time.time() + 250
     while not (tmp_path / "new" / "train.npz").exists():
         assert time.time() < deadline and [process.poll() for process in both] == [None, None]
@@ -134,7 +133,7 @@ def test_two_processes_and_after_a_kill_one(data, one, tmp_path):
 
 def test_two_processes_to_the_end(data, one, tmp_path):
     """Process 0 prints and writes, the other does neither."""
-    both = begin(data, tmp_path)
+    both = start(data, tmp_path)
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], (tmp_path / "0.log").read_text()
     assert said[0].decode().startswith(f"{tmp_path}/new: held-out loss ") and said[1] == b""
@@ -143,37 +142,35 @@ def test_two_processes_to_the_end(data, one, tmp_path):
     assert sorted(os.listdir(tmp_path / "new")) == sorted([*utils.FILES, "loss.svg"])
 
 
-def test_processes_with_other_flags_are_told(data, tmp_path):
-    both = begin(data, tmp_path, ["--seed=1"], ["--seed=2"])
+def test_processes_with_different_flags(data, tmp_path):
+    both = start(data, tmp_path, ["--seed=1"], ["--seed=2"])
     for i, process in enumerate(both):
         assert process.communicate(timeout=300)[0] == b"" and process.returncode == 1
-        said = (tmp_path / f"{i}.log").read_text()  # beside what JAX's libraries write, in any order
+        said = (tmp_path / f"{i}.log").read_text()  # among lines of JAX's libraries, in any order
         assert said.count("error: the processes differ in their flags") == 1 and "Traceback" not in said, said
     assert not (tmp_path / "new").exists()
 
 
-def test_rows_of_a_corpus(data):
-    """A row is a piece of the ids or, three times in four, of the same text cut up otherwise, its <|endoftext|> too."""
+def test_sequences_of_a_corpus(data):
+    """Pieces of the ids or, three times in four, of the same text with BPE dropout; both may contain <|endoftext|>."""
     encoder, ids, _ = corpora.load(data)
     end = encoder.encoder["<|endoftext|>"]
     short = ids[len(ids) * 2 // 3 - 400 : len(ids) * 2 // 3 + 400]
     assert end in short
     draw = sequences.sequence_maker(encoder, short, 32, 8, 0.3)
     pieces = {tuple(short[i : i + 33].tolist()) for i in range(len(short) - 32)}
-    text, n_plain, n_ends = encoder.decode(short.tolist()), 0, 0
-    for row in np.concatenate([draw(np.random.default_rng(i)) for i in range(100)]).tolist():
-        n_plain, n_ends = n_plain + (tuple(row) in pieces), n_ends + (end in row)
-        assert encoder.decode(row).strip("\ufffd") in text
-    assert 0.19 < n_plain / 800 < 0.31 and n_ends > 10
+    text = encoder.decode(short.tolist())
+    drawn = np.concatenate([draw(np.random.default_rng(i)) for i in range(100)]).tolist()
+    assert all(encoder.decode(ids).strip("\ufffd") in text for ids in drawn)
+    assert 0.19 < sum(tuple(ids) in pieces for ids in drawn) / 800 < 0.31
+    assert sum(end in ids for ids in drawn if tuple(ids) not in pieces) > 10
     assert (draw(np.random.default_rng(3)) == draw(np.random.default_rng(3))).all()
-    assert {
-        tuple(row) in pieces
-        for row in sequences.sequence_maker(encoder, short, 32, 99)(np.random.default_rng(0)).tolist()
-    } == {True}
+    draw = sequences.sequence_maker(encoder, short, 32, 99)  # without BPE dropout
+    assert {tuple(ids) for ids in draw(np.random.default_rng(0)).tolist()} <= pieces
 
 
-def test_rows_are_read_ahead():
-    """On a thread, one at a time: what is drawn does not wait for the step, nor the step for it."""
+def test_batches_are_read_ahead():
+    """In a thread, one at a time: drawing does not wait for the step, nor the step for drawing."""
     made = []
 
     def draw(step):
@@ -215,7 +212,7 @@ def test_the_layout_by_heads_changes_nothing(params):
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     for a, b in zip(jax.tree.leaves(sharding.plain(found_grads)), jax.tree.leaves(grads)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
-    optimizer = optimizers.muon_and_adamw(10, 0.01, 0.1)  # one matrix for Muon, whatever its axes
+    optimizer = optimizers.muon_and_adamw(10, 0.01, 0.1)  # for Muon it is one matrix, whatever its axes
     step = jax.jit(lambda grads, params: optimizer.update(grads, optimizer.init(params), params)[0])
     moved, expected = step(found_grads, split), step(grads, params)
     for a, b in zip(jax.tree.leaves(sharding.plain(moved)), jax.tree.leaves(expected)):
@@ -223,7 +220,7 @@ def test_the_layout_by_heads_changes_nothing(params):
 
 
 def test_bfloat16_and_rematerialization(params):
-    """The products alone are in bfloat16; of a block its input alone is kept, if XLA is let."""
+    """Only the products are in bfloat16, all of them; rematerialization changes nothing."""
     hparams, params = params
     n_head, ids = hparams["n_head"], np.arange(40) % hparams["n_vocab"]
     exact, grads = gradient(params, learner.model, n_head, ids)
@@ -241,41 +238,41 @@ def test_bfloat16_and_rematerialization(params):
     assert len(products) == 2 * 6 + 1 and set(products) == {"bf16"}
 
 
-def memory_of(hparams, n_rows, rematerialize=False):
-    """Bytes that XLA says a step takes, with all passes but those that undo rematerialization on a CPU."""
+def memory_of(hparams, n_sequences, rematerialize=False):
+    """Bytes that a step takes according to XLA, without the passes that undo rematerialization on a CPU."""
     learning, n_head = learner.training_model("float32", False, rematerialize), hparams["n_head"]
     optimizer = optimizers.muon_and_adamw(100, 1e-3, 0.1)
 
-    def loss(params, row, key):
-        return learner.lm_loss(params, row, n_head, learning)
+    def loss(params, ids, key):
+        return learner.lm_loss(params, ids, n_head, learning)
 
     update = loop.updater(loss, optimizer, 0, sharding.all_devices(), (), 0.9)
     jitted = next(cell.cell_contents for cell in update.__closure__ if hasattr(cell.cell_contents, "lower"))
     params = jax.eval_shape(
         lambda: sharding.by_heads(jax.tree.map(jnp.asarray, checkpoint.initial_params(**hparams)), n_head)
     )
-    batch = jax.ShapeDtypeStruct((2, n_rows, hparams["n_ctx"] + 1), jnp.int32)
+    batch = jax.ShapeDtypeStruct((2, n_sequences, hparams["n_ctx"] + 1), jnp.int32)
     lowered = jitted.lower((params, jax.eval_shape(optimizer.init, params), params), batch, 1, ())
-    found = lowered.compile({"xla_disable_hlo_passes": "cse,optimization-barrier-expander"}).memory_analysis()
+    found = lowered.compile({"xla_disable_hlo_passes": "cse,cse_barrier_expander"}).memory_analysis()
     return found.argument_size_in_bytes + found.temp_size_in_bytes
 
 
-def test_the_estimate_of_memory_is_near_to_what_xla_says():
-    shape = {"n_vocab": 2000, "n_ctx": 384, "n_embd": 128, "n_head": 4, "n_layer": 2}
-    for n_rows, again in (6, False), (6, True):
-        found = memory_of(shape, n_rows, again)
-        assert sum(plan.memory(shape, n_rows, 1, again, 0.9)) == pytest.approx(found, rel=0.3), (n_rows, again)
+def test_the_estimate_of_memory_is_close_to_xlas():
+    shape = {"n_vocab": 2000, "n_ctx": 384, "n_embd": 64, "n_head": 2, "n_layer": 2}
+    for rematerialize in False, True:
+        found = memory_of(shape, 6, rematerialize)
+        assert sum(plan.memory(shape, 6, 1, rematerialize, 0.9)) == pytest.approx(found, rel=0.15), rematerialize
 
 
-def test_the_average_is_what_it_says():
-    """Over steps whose weights are known, it is the sum of all weights, each step's share less by 1 - ema."""
+def test_the_average_of_the_weights():
+    """The weights of a step lose the share 1 - ema with each later step."""
     average, steps, ema = {"w": jnp.zeros(())}, 3000, 0.99
     for step in range(steps):
         average = loop.averaged(average, {"w": jnp.float32(step >= 2000)}, step, ema)
     assert float(average["w"]) == pytest.approx(1 - ema**1000, abs=1e-4)
     assert loop.averaged(None, {"w": 1}, 0, ema) is None
     first = loop.averaged({"w": jnp.zeros(())}, {"w": jnp.float32(1)}, 0, ema)
-    assert float(first["w"]) == pytest.approx(0.9)  # the start is forgotten soon
+    assert float(first["w"]) == pytest.approx(0.9)  # the start is soon forgotten
 
 
 # --- --dry_run ---
@@ -290,8 +287,8 @@ def test_a_dry_run(tmp_path):
     batches = {"batch_size": 512, "steps": 19073, "micro_batch_size": 16, "mesh": "8x1", "dtype": "bfloat16"}
     said = main("none", tmp_path, dry_run="H100", **shape, **batches)
     n = 50304 * 768 + 1024 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
-    a_token = 6 * (n - 1024 * 768) + 12 * 12 * 768 * 1024
-    hours = a_token * 19073 * 512 * 1024 / (8 * 989e12 * 0.165) / 3600
+    per_token = 6 * (n - 1024 * 768) + 12 * 12 * 768 * 1024
+    hours = per_token * 19073 * 512 * 1024 / (8 * 989e12 * 0.165) / 3600
     assert said.splitlines()[0] == f"{n:,} parameters, 9,999,745,024 tokens in 19,073 steps of 524,288"
     assert "it fits" in said and f"an MFU of 16.5% {hours:.1f} hours" in said and said.count("(estimate)") == 2
     assert said in plan.__doc__.replace("\n    ", "\n")
@@ -310,7 +307,6 @@ def test_a_dry_run(tmp_path):
         ({"mesh": "1x999"}, ["mesh=1x999 takes 999"]),
         ({"micro_batch_size": 16}, ["batch_size=8", "multiple of 16", "micro_batch_size=16"]),
         ({"ema": 1}, ["ema=1", "0.99999"]),
-        ({"rematerialize": 3}, ["rematerialize=3"]),
         ({"n_vocab": 299}, ["n_vocab=299", "from 300"]),
         ({"coordinator": "nowhere"}, ["coordinator='nowhere'"]),
         ({"process_id": 1}, ["process_id=1"]),
