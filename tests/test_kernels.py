@@ -1,18 +1,18 @@
+"""beyond/kernels.py against NumPy, and its combinations with the other chapters."""
+
 from unittest import mock
 
-from conftest import ROOT, assert_error, command, nested
-import golden
+from conftest import MODELS, ROOT, assert_error, command, golden, in_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from beyond import batch, kernels, lookahead, quantize, variant
+from beyond import batch, kernels, lookahead, preset, quantize, variant
 import gpt2
 import utils
 
 SIZES = st.floats(-20, 20).map(lambda exponent: 10**exponent)  # from very small to very large
-MODELS = {name: (nested(golden.weights(hparams)), hparams) for name, hparams in golden.CONFIGS.items()}
 
 
 def numbers(seed, *shape, scale=1.0):
@@ -47,7 +47,7 @@ def test_exp():
     SIZES,
 )
 def test_products(n, n_in, n_out, scale):
-    """Whole numbers times a power of two, whose sums are exact in any order: so the product is, too."""
+    """Integers times a power of two, whose sums are exact in any order, have an exact product."""
     rng, scale = np.random.default_rng(n), np.float32(2.0 ** np.floor(np.log2(scale)))
     x, w = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((n, n_in), (n_in, n_out)))
     for matrix in w, np.ascontiguousarray(w.T).T:
@@ -56,7 +56,7 @@ def test_products(n, n_in, n_out, scale):
         assert type(found) is np.ndarray
         np.testing.assert_array_equal(found, np.float32(x @ w) * scale)
         np.testing.assert_array_equal((x[-1] * scale) @ prepared, found[-1])
-        with mock.patch.object(kernels, "MOST_ROWS", 64):  # as where registers are small
+        with mock.patch.object(kernels, "MOST_ROWS", 64):  # as with smaller registers
             np.testing.assert_array_equal((x * scale) @ prepared, found)
 
 
@@ -92,7 +92,7 @@ def test_attention(n_head, n_q, past, d, scale):
         kernels.attention(q[:, -1:], k, v, 0), expected[:, -1:], atol=1e-5 * max(1, min(scale, 1e3))
     )
     later = k.copy()
-    later[:, past + 1 :] = np.nan  # the first query never looks there
+    later[:, past + 1 :] = np.nan  # the first query does not attend to these
     assert np.isfinite(kernels.attention(q, later, v, mask)[:, 0]).all()
 
 
@@ -110,7 +110,7 @@ def test_all_combinations_give_the_same_ids(bits, model):
     encoder, hparams, params = utils.load_encoder_hparams_and_params("shakespeare", str(ROOT / "models"))
     params = quantize.convert(params, bits) if bits else params
     text = (ROOT / "models" / "shakespeare" / "held_out.txt").read_text("utf-8")
-    # seeds with which no draw is so near to the border between two tokens that a last bit decides
+    # seeds for which no drawn number is so close to the border between two tokens that the last bit decides
     prompts = [(encoder.encode(text[i * 3000 :][:n]), 12, i + 1) for i, n in enumerate((5, 300, 80, 2, 40))]
     for temperature in 0, 0.8:
         expected = [
@@ -138,30 +138,35 @@ def test_any_number_of_threads():
     np.testing.assert_array_equal(*found)
 
 
-def test_what_is_compiled_is_kept_until_an_operation_changes(tmp_path):
+def test_compiled_code_is_cached_until_an_operation_changes(tmp_path):
     constant = "\n\n@intrinsic\ndef answer(typing):\n    return types.int32(), lambda *_: ir.Constant(I32, {})\n"
     use = "from lanes import answer, compiled\n@compiled\ndef f():\n    return answer()\nprint(f(), len(f.stats.cache_hits))\n"
     (tmp_path / "use.py").write_text(use)
     for number, hits in (1, 0), (1, 1), (2, 0):
-        text = (ROOT / "beyond" / "lanes.py").read_text("utf-8") + constant.format(number)
+        text = (ROOT / "beyond" / "fast" / "lanes.py").read_text("utf-8") + constant.format(number)
         if not hits:
             (tmp_path / "lanes.py").write_text(text)
         assert command("use.py", program=None, cwd=tmp_path).stdout.split() == [b"%d" % number, b"%d" % hits]
 
 
-def test_the_command(tmp_path):
-    def run(*args, **kwargs):
-        return command(
-            "-m", "beyond.kernels", "ROMEO:", "--model_size=shakespeare", *args, program=None, cwd=ROOT, **kwargs
-        )
+def test_a_product_of_wrong_sizes_is_an_error():
+    w = kernels.prepare({"w": numbers(0, 64, 64)})["w"]
+    for x in numbers(0, 2, 32), numbers(0, 3, 65), numbers(0, 32):
+        with pytest.raises(ValueError):
+            x @ w
 
-    plain = command("ROMEO:", "--model_size=shakespeare").stdout
-    assert run().stdout == plain
-    guessed = run("--lookahead")
-    assert guessed.stdout == plain and b"a pass" in guessed.stderr
+
+def test_the_command(tmp_path):
+    def run(*flags, **preset_flags):
+        return in_process(preset("complete", **preset_flags), "ROMEO:", "--model_size=shakespeare", *flags)
+
+    plain = run().stdout
+    start = "-m", "beyond.kernels", "ROMEO:", "--model_size=shakespeare"
+    assert command(*start, program=None, cwd=ROOT).stdout == plain
+    guessed = run("--lookahead", kernels=True)
+    assert guessed.stdout == plain and b" per pass" in guessed.stderr
     (tmp_path / "numba.py").write_text("raise ModuleNotFoundError(name='numba')")
-    assert_error(
-        run(env={"PYTHONPATH": str(tmp_path)}), "numba is not installed: pip install -r beyond/requirements.txt"
-    )
-    assert_error(run("--bits=5"), "bits=5 must be 8 or 4")
-    assert_error(run("--weights=x"), "weights='x'", "give bits")
+    done = command(*start, program=None, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)})
+    assert_error(done, "numba is not installed: pip install -r beyond/requirements.txt")
+    assert_error(run("--bits=5", kernels=True), "bits=5 must be 8 or 4")
+    assert_error(run("--weights=x", kernels=True), "weights='x'", "add --bits=8 or --bits=4")

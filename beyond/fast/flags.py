@@ -1,9 +1,9 @@
-"""The flags --kernels, --bits, --weights and --lookahead, for every command that has them, and what they stand for.
+"""The flags --kernels, --bits, --weights and --lookahead for every command that has them, freely combined.
 
     python -m beyond.complete "ROMEO:" --model_size shakespeare --kernels --bits 8 --lookahead
 
-They are independent of each other: kernels.py is another gpt2, quantize.py returns other params, and lookahead.py calls
-the gpt2 that it was made over (see beyond/__init__.py).
+kernels.py is a variant of gpt2, quantize.py returns other params, and lookahead.py calls whichever gpt2 it is made over
+(see beyond/__init__.py).
 """
 
 from beyond import variant
@@ -12,15 +12,15 @@ import gpt2
 import utils
 
 cli.HELP.update(
-    kernels="Compiles the small layers and the products: beyond/kernels.py.",
-    bits="8 or 4: quantizes the weights to so many bits: beyond/quantize.py. By default they stay float32.",
+    kernels="Runs compiled loops instead of NumPy: beyond/kernels.py.",
+    bits="8 or 4: quantizes the weights to that many bits: beyond/quantize.py. By default they stay float32.",
     weights="The file that caches the quantized weights; by default model.int8 or model.int4 in the model's folder.",
     lookahead="Guesses the next tokens and checks all guesses in one pass: beyond/lookahead.py.",
 )
 
 
 def load(model_size, models_dir, kernels=False, bits=None, weights=None):
-    """(gpt2 or kernels.model, encoder, hparams, params). Raises ValueError or OSError; ImportError without Numba."""
+    """(model, encoder, hparams, params); model is gpt2 or kernels.model. Raises ValueError, OSError or ImportError."""
     if bits is None and weights is not None:
         raise ValueError(f"weights={weights!r} is the file for quantized weights: add --bits=8 or --bits=4")
     if bits is None:
@@ -37,7 +37,7 @@ def load(model_size, models_dir, kernels=False, bits=None, weights=None):
 
 
 def with_lookahead(model):
-    """lookahead.py over this model: stream and generate as in gpt2, and passes."""
+    """lookahead.py over a gpt2: the same stream and generate, and passes."""
     from beyond import lookahead
 
     return variant(lookahead, gpt2=model)

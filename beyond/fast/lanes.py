@@ -1,16 +1,18 @@
-"""Many numbers at once: the few vector operations that kernels.py and quantize.py are made of, for Numba.
+"""SIMD for Numba: the vector operations that the compiled products and attention are made of.
 
-A core adds or multiplies 4 to 16 float32 in one instruction. A compiler finds such instructions for simple loops by
-itself (kernels.gelu), but not for a matrix product, whose speed comes from keeping many sums in registers while each
-number that was loaded is used several times. So here a value may be 16 or 64 numbers, Lanes, and an @intrinsic is an
-operation on them, in LLVM's language for all processors: where a register holds fewer, LLVM takes several.
+One instruction of a core adds or multiplies 4 to 16 float32. Compilers vectorize simple loops (kernels.gelu_row) on
+their own, but not a matrix product, whose speed comes from keeping many sums in registers and using each number several
+times once it is loaded. So a value here may be a vector of 16 or 64 numbers, of type Lanes, and each @intrinsic is one
+operation on such vectors. It emits LLVM's intermediate representation, which is the same for all processors: where
+registers are smaller, LLVM uses several of them.
 """
 
 import functools
 import os
+import pathlib
 
-# A thread that waits for work must not take the core from NumPy's own threads. Both are read when Numba's pool starts;
-# GNU's looks around for some microseconds before it sleeps, as waking a thread takes longer than a small product.
+# A thread that waits for work must not take the core from NumPy's threads. Numba's pool reads both variables when
+# it starts; GNU's spins for some microseconds before it sleeps, as waking a thread takes longer than a small product.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -22,33 +24,34 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
-FAST = {"contract", "reassoc", "nsz"}  # sums in any order, a multiplication and an addition rounded once
-FEW = 2**14  # numbers: waking another thread takes longer (3 us, and 100 if its core is busy) than working on so few
+FAST = {"contract", "reassoc", "nsz"}  # sums in any order; multiply-add rounded once
+FILES = sorted(pathlib.Path(__file__).parent.glob("*.py"))  # whose functions become part of those that call them
+FEW = 2**14  # numbers: processing so few takes less time than waking a thread (3 us, and 100 if its core is busy)
 
 
 def compiled(function=None, **options):
-    """numba.njit that keeps its machine code for the next start, wherever Numba finds a folder to write to.
+    """numba.njit that caches its machine code for the next start, if Numba finds a folder that it can write to.
 
-    Division is NumPy's: by zero it gives inf. Python's error would be a branch, with which no loop becomes vectors.
+    Division by zero gives inf, as in NumPy. Python's exception would be a branch, which keeps LLVM from vectorizing.
     """
     if function is None:
         return functools.partial(compiled, **options)
     options = {"error_model": "numpy", **options}
     try:
         made = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no such folder: compiled anew at each start
+    except RuntimeError:  # no such folder: compiled again at each start
         return numba.njit(function, **options)
-    kept = made._cache._cache_file  # by its own file's date and size; what is here becomes part of the code, too
-    kept._source_stamp = kept._source_stamp, os.stat(__file__).st_mtime_ns, os.path.getsize(__file__)
+    cache = made._cache._cache_file  # knows the version of the function's file; those of the files here matter as well
+    cache._source_stamp = cache._source_stamp, [(one.stat().st_mtime_ns, one.stat().st_size) for one in FILES]
     return made
 
 
 I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
-WORDS, WIDE, INTS = (ir.VectorType(of, n) for of, n in ((I16, 32), (I32, 32), (I32, 16)))
+SHORTS, WIDE, INTS = (ir.VectorType(of, n) for of, n in ((I16, 32), (I32, 32), (I32, 16)))
 
 
 class Lanes(types.Type):
-    """Numba's type of n numbers; of is LLVM's of one."""
+    """Numba's type for a vector of n numbers, each of the LLVM type of."""
 
     def __init__(self, n, of):
         self.of = ir.VectorType(of, n)
@@ -65,7 +68,7 @@ SIXTEEN, MANY, MANY_INTS = Lanes(16, F32), Lanes(64, F32), Lanes(64, I32)
 
 
 def address(context, builder, array, value, i, of):
-    """Where the flat array's item i is, as a pointer to an LLVM type."""
+    """A pointer to item i of a flat array, cast to the LLVM type of."""
     data = arrayobj.make_array(array)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [i]), of.as_pointer())
 
@@ -77,11 +80,11 @@ def spread(builder, value, of):
 
 
 def add_product(builder, total, a, b):
-    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])  # rounded once, if it can be
+    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])  # one fma where there is one
 
 
 @intrinsic
-def packed(typing, array):  # the same array, whose items lie side by side without Numba having seen it
+def packed(typing, array):  # the same array, declared contiguous where Numba cannot know that it is
     def generate(context, builder, signature, args):
         return impl_ret_borrowed(context, builder, signature.return_type, args[0])
 
@@ -89,7 +92,7 @@ def packed(typing, array):  # the same array, whose items lie side by side witho
 
 
 @intrinsic
-def no_floats(typing):
+def zeros16(typing):
     return SIXTEEN(), lambda context, builder, signature, args: ir.Constant(SIXTEEN.of, None)
 
 
@@ -117,7 +120,7 @@ def store(typing, lanes, array, i):  # array[i:i + n] = lanes
 
 
 @intrinsic
-def fma(typing, total, x, lanes):  # total + x * lanes, x one number or as many
+def fma(typing, total, x, lanes):  # total + x * lanes; x is one number or a vector
     def generate(context, builder, signature, args):
         x_lanes = args[1] if x == lanes else spread(builder, args[1], lanes.of)
         return add_product(builder, args[0], x_lanes, args[2])
@@ -126,7 +129,7 @@ def fma(typing, total, x, lanes):  # total + x * lanes, x one number or as many
 
 
 @intrinsic
-def times(typing, x, lanes):  # x * lanes, x one number
+def times(typing, x, lanes):  # x * lanes; x is one number
     def generate(context, builder, signature, args):
         return builder.fmul(spread(builder, args[0], lanes.of), args[1])
 
@@ -153,7 +156,7 @@ def as_floats(typing, high, low):  # 128 * high + low
 
 
 @intrinsic
-def all_lanes(typing, x):  # 64 times the same whole number
+def all_lanes(typing, x):  # int32 -> 64 copies of it
     def generate(context, builder, signature, args):
         return spread(builder, args[0], MANY_INTS.of)
 
@@ -161,7 +164,7 @@ def all_lanes(typing, x):  # 64 times the same whole number
 
 
 @intrinsic
-def larger(typing, x, y):  # of two float32; Python's max takes one path or the other, so that no loop becomes vectors
+def larger(typing, x, y):  # the larger float32; Python's max branches, which would keep LLVM from vectorizing the loop
     def generate(context, builder, signature, args):
         call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(F32, [F32, F32]), "llvm.maxnum.f32")
         return builder.call(call, args, fastmath=["nnan", "nsz"])
@@ -170,7 +173,7 @@ def larger(typing, x, y):  # of two float32; Python's max takes one path or the 
 
 
 @intrinsic
-def power_of_two(typing, n):  # 2 ** n of a whole number from -126 to 127, by writing n into a float's exponent
+def power_of_two(typing, n):  # 2 ** n for an integer n from -126 to 127: n becomes the exponent of a float32
     def generate(context, builder, signature, args):
         exponent = builder.add(builder.fptosi(args[0], I32), ir.Constant(I32, 127))
         return builder.bitcast(builder.shl(exponent, ir.Constant(I32, 23)), F32)
@@ -178,22 +181,22 @@ def power_of_two(typing, n):  # 2 ** n of a whole number from -126 to 127, by wr
     return types.float32(types.float32), generate
 
 
-def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + 4 unsigned bytes of w * 4 signed ones of x
+def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + the products of 4 uint8 of w, 4 int8 of x
     if "+avx512vnni" in context.codegen().magic_tuple()[2]:
         dot = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(INTS, [INTS] * 3), "llvm.x86.avx512.vpdpbusd.512"
         )
         return builder.call(dot, [total, w, x])  # one instruction
-    w, x = builder.bitcast(w, WORDS), builder.bitcast(x, WORDS)
+    w, x = builder.bitcast(w, SHORTS), builder.bitcast(x, SHORTS)
 
-    def shifted(shift, words, n):
-        return shift(words, ir.Constant(WORDS, [n] * 32))
+    def shifted(shift, shorts, n):
+        return shift(shorts, ir.Constant(SHORTS, [n] * 32))
 
-    for first in 0, 8:  # the even bytes, then the odd ones, as words of 16 bits
+    for first in 0, 8:  # the even bytes, then the odd ones, as integers of 16 bits
         a = shifted(builder.lshr, shifted(builder.shl, w, 8 - first), 8)
         b = shifted(builder.ashr, shifted(builder.shl, x, 8 - first), 8)
         products = builder.mul(builder.sext(a, WIDE), builder.sext(b, WIDE))
-        # the sum of each two neighbours: with it, this is one instruction of most processors, vpmaddwd on x86
+        # with the sum of neighbors, this is one instruction on most processors, vpmaddwd on x86
         even, odd = (builder.shuffle_vector(products, products, ir.Constant(INTS, [*range(i, 32, 2)])) for i in (0, 1))
         total = builder.add(total, builder.add(even, odd))
     return total
@@ -201,9 +204,9 @@ def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + 4 un
 
 @intrinsic
 def add_products(typing, totals, w, i, x, j):  # 64 sums + the products of 256 bytes of w with x[j], x[j + 1], ...
-    """4 bytes are the weights of a lane: of 8 bits (w is int8) for 4 inputs, or of 4 bits (w is uint8) for 8, the first
-    4 in the low bits. They are multiplied without a sign: to those of 8 bits 128 is added here, by turning the sign's
-    bit; to those of 4 bits 8 was added when they were packed."""
+    """Each lane has 4 bytes of w: weights of 8 bits (int8) for 4 inputs, or of 4 bits (uint8) for 8 inputs, the first 4
+    of them in the low bits. They are multiplied as unsigned integers: weights of 8 bits get 128 added here, by flipping
+    the sign bit; weights of 4 bits got 8 added when they were packed."""
     bits = 8 if w.dtype == types.int8 else 4
 
     def generate(context, builder, signature, args):
@@ -212,13 +215,13 @@ def add_products(typing, totals, w, i, x, j):  # 64 sums + the products of 256 b
         for n in range(0, 64, 16):
             lanes = ir.Constant(INTS, [*range(n, n + 16)])
             total = builder.shuffle_vector(args[0], args[0], lanes)
-            place = builder.gep(weights, [ir.Constant(I32, n)])
-            word = builder.load(builder.bitcast(place, INTS.as_pointer()), align=1)
+            at = builder.gep(weights, [ir.Constant(I32, n)])
+            loaded = builder.load(builder.bitcast(at, INTS.as_pointer()), align=1)
             for part in range(8 // bits):
                 if bits == 8:
-                    one = builder.xor(word, ir.Constant(INTS, [0x80808080] * 16))
+                    one = builder.xor(loaded, ir.Constant(INTS, [0x80808080] * 16))
                 else:
-                    one = builder.lshr(word, ir.Constant(INTS, [4 * part] * 16))
+                    one = builder.lshr(loaded, ir.Constant(INTS, [4 * part] * 16))
                     one = builder.and_(one, ir.Constant(INTS, [0x0F0F0F0F] * 16))
                 four = builder.load(builder.gep(inputs, [ir.Constant(I32, part)]), align=1)
                 total = add_bytes(context, builder, total, one, spread(builder, four, INTS))
@@ -233,7 +236,7 @@ def add_products(typing, totals, w, i, x, j):  # 64 sums + the products of 256 b
 
 
 @intrinsic
-def prefetch(typing, array, i):  # begins to read 256 bytes from array[i] on, which need not be there
+def prefetch(typing, array, i):  # begins to load the 256 bytes from array[i] on, even beyond the array's end
     def generate(context, builder, signature, args):
         at = address(context, builder, array, *args, ir.IntType(8))
         kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
