@@ -2,14 +2,14 @@
 
     python -m beyond.batch prompts.txt --out completions.jsonl --model_size shakespeare
 
-A prompt in each line goes in, a line of JSON for each comes out, in the same order: {"prompt": ..., "completion": ...},
-the completion that gpt2.py gives for that prompt alone (but for what beyond/lookahead.py says of rounding), or
+reads a prompt from each line and writes a line of JSON for each, in the same order: {"prompt": ..., "completion": ...},
+the completion that gpt2.py gives for that prompt alone (except for rounding, see beyond/lookahead.py), or
 {"prompt": ..., "error": ...}.
 
-Decoding spends its time on reading the weights, and what has been read can serve 16 tokens as well as one. So each
-step takes the last token of every unfinished text, one row each, through one product per layer; only attention looks
-at each row's own past. A text that ends makes room for the next prompt, whose tokens join the rows in chunks.
-The functions whose rows are the tokens of one text are redefined, as here several texts share the rows: mha,
+Decoding is limited by reading the weights, and weights that have been read serve 16 tokens as well as one. So each step
+passes the last token of every unfinished text, one row each, through one product per layer; only attention works on
+each text's own past. When a text is finished, the next prompt takes its place, and its tokens join the rows in chunks.
+Functions whose rows are the tokens of one text are redefined, because here several texts share the rows: mha,
 transformer_block, hidden_states, generate.
 """
 
@@ -26,20 +26,23 @@ from beyond.fast import flags
 from beyond.files import reading, runs, writing
 import cli
 import gpt2
+import utils
 
-CHUNK = 64  # tokens of new prompts per step, besides one of each text
+CHUNK = 64  # tokens of new prompts per step, in addition to one token of each text
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_rows, n_embd]
     n_rows = np.diff(ends, prepend=-1)  # kv [2, n_texts, n_head, n_ctx, d], past [n_rows], ends [n_texts]
-    texts, n_keys = np.repeat(np.arange(len(ends)), n_rows), past.max() + 1
+    texts = np.repeat(np.arange(len(ends)), n_rows)  # which text each row belongs to
+    n_keys = past.max() + 1  # of the longest text; in others the rest is masked
     q, k, v = gpt2.linear(x, **c_attn).reshape(len(x), 3, n_head, -1).swapaxes(0, 1)  # [n_rows, n_head, d] each
     kv[0, texts, :, past], kv[1, texts, :, past] = k, v
-    heads, (k, v) = np.empty_like(q), kv[:, :, :, :n_keys]  # as many as the longest text has; more is masked
+    heads = np.empty_like(q)
+    k, v = kv[:, :, :, :n_keys]
     mask = np.where(np.arange(n_keys) <= past[ends, None], np.float32(0), np.float32(-1e10))[:, None, None]
     heads[ends] = gpt2.attention(q[ends][:, :, None], k, v, mask)[:, :, 0]  # the last rows of all texts at once
-    for i in np.flatnonzero(n_rows > 1):  # a prompt's rows before its last one
-        end, begin = ends[i], ends[i] - n_rows[i] + 1
+    for i in np.flatnonzero(n_rows > 1):  # the rows of a prompt before its last one
+        begin, end = ends[i] - n_rows[i] + 1, ends[i]
         mask = (1 - np.tri(end - begin, past[end], past[begin], dtype=x.dtype)) * -1e10
         k, v = kv[:, i, :, : past[end]]
         heads[begin:end] = gpt2.attention(q[begin:end].swapaxes(0, 1), k, v, mask).swapaxes(0, 1)
@@ -52,7 +55,7 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, **rows):  # [n_rows, n_e
 
 
 def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  # [n_rows] -> [n_texts, n_embd]
-    """past [n_rows]: each row's place in its text. ends [n_texts]: the last row of each, whose vectors are returned."""
+    """past [n_rows]: each row's position in its text. ends [n_texts]: the last row of each text, which is returned."""
     x = np.take(wte, inputs, axis=0) + wpe[past]
     for block, kv in zip(blocks, cache):
         x = transformer_block(x, **block, n_head=n_head, kv=kv, past=past, ends=ends)
@@ -60,11 +63,12 @@ def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  #
 
 
 class Text:
-    """An unfinished text: its ids, the length of its prompt, the most it may grow to, and its own random numbers."""
+    """A text in the batch: its ids, the length of its prompt, its maximal length, and its own random numbers."""
 
     def __init__(self, inputs, n_tokens_to_generate, seed):
         self.ids, self.n_prompt, self.n_total = list(inputs), len(inputs), len(inputs) + n_tokens_to_generate
-        self.rng, self.past = np.random.default_rng(seed), 0  # past: how many of the ids are in the cache
+        self.rng = np.random.default_rng(seed)
+        self.past = 0  # how many of the ids are in the cache
 
     def is_done(self):
         return len(self.ids) == self.n_total
@@ -79,15 +83,17 @@ class Text:
 def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, stop=None, batch_size=16):
     """Yields what gpt2.generate returns for each (inputs, n_tokens_to_generate, seed) of prompts, in their order.
 
-    prompts may be endless: no more than 4 * batch_size of them are begun and not yet yielded.
+    prompts may be endless: at any time, at most 4 * batch_size of them have been read and not been yielded.
     """
-    n_ctx, n_embd = params["wpe"].shape
-    # zeros, as even masked values must be numbers
-    cache = [np.zeros((2, batch_size, n_head, n_ctx, n_embd // n_head), np.float32) for _ in params["blocks"]]
-    prompts, prompt, texts, waiting = iter(prompts), (), [], collections.deque()  # texts[i] has row i of the cache
+    shapes = [(2, batch_size, *kv.shape[1:]) for kv in gpt2.new_cache(params, n_head, len(params["wpe"]))]
+    cache = [np.zeros(shape, np.float32) for shape in shapes]  # zeros, because masked values must be numbers too
+    prompts = iter(prompts)
+    prompt = ()  # None after the last one
+    texts, waiting = [], collections.deque()  # texts[i] uses kv[:, i]; waiting has all that are not yet yielded
 
     def step():  # one more token of each text, or up to CHUNK more of a prompt
-        room, rows = CHUNK, []
+        room = CHUNK
+        rows = []
         for text in texts:
             rows.append(text.ids[text.past : text.past + room + 1])
             room -= len(rows[-1]) - 1
@@ -117,7 +123,7 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
         if texts:
             step()
         for i in reversed(range(len(texts))):
-            if texts[i].is_done():  # the last row moves here, so that the rows in use stay contiguous
+            if texts[i].is_done():  # the last text moves here, so that those in use stay contiguous
                 last = texts.pop()
                 if i < len(texts):
                     texts[i] = last
@@ -128,96 +134,78 @@ def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, sto
 # --- the command: files, resuming, errors ---
 
 
-def main(
-    prompts,
-    out,
-    n_tokens_to_generate=40,
-    model_size="124M",
-    models_dir="models",
-    temperature=0,
-    top_k: int = None,
-    top_p: float = None,
-    seed: int = None,
-    batch_size=16,
-    *,
-    kernels=False,
-    bits: int = None,
-    weights: str = None,
-):
-    """Completes each line of a file. After a kill the same command goes on where it stopped.
+def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="models", temperature=0,
+         top_k: int = None, top_p: float = None, seed: int = None, batch_size=16, *, kernels=False, bits: int = None,
+         weights: str = None):  # fmt: skip
+    """Completes each line of a file. If it is stopped, the same command resumes where it was.
 
-    Run again once it is done, it tries only the lines that failed, if they have been mended since, and what was added.
-    What it was made with is in OUT.settings; with other settings OUT is refused.
+    Once all lines are done, it tries only lines that failed, in case they have been fixed, and lines that were added.
+    The settings are kept in OUT.settings; with other settings OUT is refused.
 
     Args:
-        prompts: The path of a UTF-8 file with a prompt in each line; - reads the standard input. In a file that ends in
-            .jsonl a line is {"prompt": "..."}, and a prompt may have several lines.
-        out: The path of the file for the completions, a JSON object in each line.
-        n_tokens_to_generate: How many tokens to add to each, 0 or more; with the prompt at most n_ctx (1024).
-        model_size: 124M, 355M, 774M, 1558M, shakespeare or another folder in models_dir.
-        seed: 0 or more: line n of the file is what gpt2.py gives with the seed seed + n - 1.
-        batch_size: How many prompts at a time, 1 to 4096. Each needs memory for a cache of up to n_ctx tokens.
+        prompts: The path of a UTF-8 file with one prompt per line; - reads standard input. If the name ends in .jsonl,
+            a line is {"prompt": "..."}, and a prompt may have several lines.
+        out: The path of the file for the completions, one JSON object per line.
+        seed: 0 or more: line n of the file is completed as by gpt2.py with the seed seed + n - 1.
+        batch_size: How many prompts at a time, 1 to 4096. Each needs memory for a cache of n_ctx tokens.
     """
     from tqdm import tqdm
 
-    settings = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("prompts", "out", "batch_size", "tqdm", "kernels", "weights")
-    }
     options = temperature, top_k, top_p
     cli.check_options(n_tokens_to_generate, *options, seed)
     cli.check("batch_size", batch_size, 1, 4096)
     writing.check_file(f"{out}.settings", lambda file: b'"n_tokens_to_generate"' in file.read(4096), prompts)
     writing.check_file(out, lambda file: os.path.exists(f"{out}.settings"), prompts)
     model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
-    settings.update(model_size=runs.model_digest(model_size, models_dir), models_dir=None)
-    end_of_text = encoder.encoder.get("<|endoftext|>")
+    model_digest, end_of_text = runs.model_digest(model_size, models_dir), encoder.encoder.get("<|endoftext|>")
+    settings = {"n_tokens_to_generate": n_tokens_to_generate, "model_size": model_digest, "bits": bits,
+                "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}  # fmt: skip
 
     def begin(number, line):  # -> (record, (inputs, n_tokens_to_generate, seed))
-        own_seed, record = None if seed is None else seed + number, {}
+        record = {}
         try:
             record["prompt"] = prompt_of(line, prompts)
             inputs = cli.encode_prompt(encoder, record["prompt"])
             cli.check_inputs(inputs, params, n_tokens_to_generate)
-            return record, (inputs, n_tokens_to_generate, own_seed)
-        except ValueError as error:  # this line's own fault: the others go on
-            return {**record, "error": f"line {number + 1}: {error}"}, ([], 0, own_seed)
+            return record, (inputs, n_tokens_to_generate, None if seed is None else seed + number)
+        except ValueError as error:  # the other lines are completed all the same
+            return {**record, "error": f"line {number + 1}: {error}"}, ([], 0, None)
 
     def complete(lines, **bar):  # (number, line) -> yields records, in order
-        begun, records = itertools.starmap(begin, lines), collections.deque()
-        works = (records.append(record) or work for record, work in begun)
+        begun, again = itertools.tee(itertools.starmap(begin, lines))
         over = variant(sys.modules[__name__], gpt2=model)
-        found = over.generate(works, params, hparams["n_head"], *options, end_of_text, batch_size)
-        for ids in tqdm(found, "completing", unit=" prompts", disable=None, **bar):
-            record = records.popleft()
+        found = over.generate((task for _, task in begun), params, hparams["n_head"], *options, end_of_text, batch_size)
+        for ids, (record, _) in zip(tqdm(found, "completing", unit=" prompts", disable=None, **bar), again):
             yield record if "error" in record else {**record, "completion": encoder.decode(ids)}
 
-    lines = enumerate(reading.read_lines(prompts))
-    with open(out, "ab+") as results:
-        writing.lock(results)
-        kept, failed = whole_records(results, lines, out, prompts, settings)
-        again = dict(zip([number for number, _ in failed], complete(failed)))
-        if any("error" not in record for record in again.values()):  # they take their places all at once
-            writing.write_whole(
-                out, lambda part: write_records(part, [again.get(i, one) for i, one in enumerate(kept)])
-            )
-            results.close()
-    n_done, errors = len(kept), [record["error"] for record in again.values() if "error" in record]
-    with open(out, "ab") as results:
-        writing.lock(results)
-        for record in complete(lines, initial=n_done):
-            errors += [record["error"]] if "error" in record else []
-            results.write(to_line(record))
-            results.flush()
-            n_done += 1
+    with utils.locked(out, wait=False):
+        n_done, errors = update(out, prompts, settings, complete)
     if errors and len(errors) == n_done:
         raise ValueError(f"all lines of {prompts} failed: {errors[0]}")
     return f"{out}: {n_done} lines" + f", {len(errors)} of those written now with an error" * bool(errors)
 
 
+def update(out, prompts, settings, complete):
+    """Writes to out what it lacks. Returns its number of lines, and the errors of the lines tried now."""
+    lines = enumerate(reading.read_lines(prompts))
+    records, failed = whole_records(out, lines, prompts, settings)
+    again = dict(zip([number for number, _ in failed], complete(failed)))
+    if any("error" not in record for record in again.values()):  # all of them are replaced at once
+        records = [again.get(i, record) for i, record in enumerate(records)]
+        writing.write_whole(out, lambda part: write_records(part, records))
+    errors = [record["error"] for record in again.values() if "error" in record]
+    n_done = len(records)
+    with open(out, "ab") as results:
+        for record in complete(lines, initial=n_done):
+            errors += [record["error"]] if "error" in record else []
+            results.write(to_line(record))
+            results.flush()
+            n_done += 1
+    return n_done, errors
+
+
 def prompt_of(line, path):
-    """The prompt in a line, bytes, of the file. Raises ValueError if there is none."""
+    """The prompt in a line (bytes) of the file. Raises ValueError if the line does not have one."""
     if not str(path).endswith(".jsonl"):
         return reading.decode(line, "it")
     try:
@@ -225,11 +213,11 @@ def prompt_of(line, path):
             return prompt
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError('this must be JSON like {"prompt": "a text"}')
+    raise ValueError('it must be JSON like {"prompt": "a text"}')
 
 
 def to_line(record):
-    """A record as a line of JSON: UTF-8, and what cannot be, half a surrogate pair, escaped."""
+    """A record as a line of JSON in UTF-8, with lone surrogates, which UTF-8 lacks, escaped."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
@@ -238,37 +226,38 @@ def write_records(path, records):
         file.writelines(map(to_line, records))
 
 
-def whole_records(results, lines, out, prompts, settings):
-    """(records, failed) of an output that goes on: failed has the (number, line) that have an error instead.
+def whole_records(out, lines, prompts, settings):
+    """(records, failed): the records in out, and (number, line) for those of them that have an error.
 
-    Cuts off what a kill left of a last line. Takes the lines that it has read from lines. Raises ValueError, and
-    changes nothing, if the output was made with other settings or a record does not belong to its line.
+    Takes as many of lines as there are records. Cuts off a last line that a kill left incomplete. Raises ValueError,
+    and changes nothing, if out was made with other settings or a record does not belong to its line.
     """
     path, records, failed, n_bytes = f"{out}.settings", [], [], 0
-    results.seek(0)
-    for result in results:
-        if not records:
-            runs.same_work(out, reading.read_text(path), settings)
-        if not result.endswith(b"\n"):
-            break
-        number, line = next(lines, (None, b""))
-        try:
-            record = json.loads(result)
-            n_bytes += len(result)
-            if "error" in record:
-                failed.append((number, line))
-            elif record["prompt"] != prompt_of(line, prompts) or not isinstance(record["completion"], str):
-                raise ValueError
-            records.append(record)
-        except (ValueError, TypeError, KeyError):
-            number = None
-        if number is None:
-            raise ValueError(
-                f"{out} is there already, and its line {len(records) + 1} does not belong to that line of "
-                f"{prompts}: choose another --out, or remove it"
-            )
-    writing.write_text(path, json.dumps(settings))
-    results.truncate(n_bytes)
+    with open(out, "ab+") as results:
+        results.seek(0)
+        for result in results:
+            if not records:
+                runs.same_work(out, reading.read_text(path), settings)
+            if not result.endswith(b"\n"):
+                break
+            number, line = next(lines, (None, b""))
+            try:
+                record = json.loads(result)
+                n_bytes += len(result)
+                if "error" in record:
+                    failed.append((number, line))
+                elif record["prompt"] != prompt_of(line, prompts) or not isinstance(record["completion"], str):
+                    raise ValueError
+                records.append(record)
+            except (ValueError, TypeError, KeyError):
+                number = None
+            if number is None:
+                raise ValueError(
+                    f"{out} already exists, and its line {len(records) + 1} does not belong to that line of {prompts}: "
+                    "choose another --out, or remove it"
+                )
+        writing.write_text(path, json.dumps(settings))
+        results.truncate(n_bytes)
     return records, failed
 
 

@@ -1,4 +1,4 @@
-r"""A text that grows: type, the model goes on, type again. Model and text stay in memory.
+r"""A text that grows: you type, the model continues, you type again. Model and text stay in memory.
 
     python -m beyond.interactive --model_size shakespeare --temperature 0.8 --top_p 0.9 --seed 4
 
@@ -6,7 +6,7 @@ r"""A text that grows: type, the model goes on, type again. Model and text stay 
     > JULIET:
 
     O heaven!
-    (here the model ends its text: after Enter it begins another)
+    (the model has ended its text; after Enter it begins another)
     > \
       \
       ROMEO:
@@ -16,15 +16,15 @@ r"""A text that grows: type, the model goes on, type again. Model and text stay 
     Or else thou canst be
     >
 
-What is typed joins the text as it is, and the model goes on from there; Enter alone lets it go on, Ctrl-C stops it,
-Ctrl-D ends the program. /help says what else there is.
+What you type is appended to the text as it is, and the model continues from there. Enter alone lets it go further,
+Ctrl-C stops it, Ctrl-D ends the program, and /help lists the rest.
 
-gpt2.stream sends the whole text through the model each time it is called. Here its hidden_states is another one, which
-remembers the keys and values of the text before, so that only what is new passes through the model. That holds for
-every chapter that is made over a gpt2: kernels, quantized weights, lookahead.
+gpt2.stream sends the whole text through the model each time it is called. Here its hidden_states is one that keeps the
+keys and values of the text so far, so that only new tokens pass through the model. This works for every chapter over
+gpt2: kernels, quantized weights, lookahead.
 
-Where the context is full, the oldest half of the text goes. What is left then stands at other positions, so all of it
-passes through the model once more.
+When the context is full, the oldest half of the text is dropped. The rest then has other positions, so all of it passes
+through the model again.
 """
 
 import itertools
@@ -32,57 +32,54 @@ import operator
 import re
 import sys
 
-import numpy as np
-
 from beyond import variant
 from beyond.fast import flags
 import cli
 from encoder import to_bytes
 
-HELP = r"""A text goes on from where it is; Enter alone: the model goes on. Ctrl-C stops it, Ctrl-D ends the program.
-A line that ends in \ is continued in the next one, so \ alone begins a new line; // begins a text with a /.
+HELP = r"""The model continues the text that you type; Enter alone lets it go further. Ctrl-C stops it, Ctrl-D ends the
+program. After a \ at its end, a line continues on the next one, so \ alone is a line break; // begins a text with a /.
 
     /new     begins another text
-    /text    shows what the model has of this one
+    /text    shows the text as far as the model still has it
     /help    shows this
 
-The settings, as they are now. Without a value, one is again what it was at the start; a name's beginning will do.
+The settings and their values. A name without a value restores the initial one; names can be abbreviated.
 """
 ROOM = 3  # tokens beyond those asked for, as a character may take four
-BEGINS = re.compile(r'\n\0[^\n]|[.!?…]["\'”’)]*\0\s|[。！？][”」』）]*\0')  # a line or a sentence, after the \0
+BEGINS = re.compile(r'\n\0[^\n]|[.!?…]["\'”’)]*\0\s|[。！？][”」』）]*\0')  # \0 is where a line or sentence begins
 
 
 class Memory:
-    """hidden_states with a cache that outlasts a text: what it has of the next one's beginning is used again."""
+    """hidden_states with a cache that is kept for the next text, as far as that begins with the same tokens."""
 
     def __init__(self, model):
         self.model, self.ids, self.cache = model, [], None
 
     def hidden_states(self, inputs, wte, wpe, blocks, ln_f, n_head, cache=None, past=0):  # as gpt2.hidden_states
         if self.cache is None:
-            shape = 2, n_head, len(wpe), wte.shape[1] // n_head
-            self.cache = [np.empty(shape, np.float32) for _ in blocks]
+            self.cache = self.model.new_cache({"wte": wte, "blocks": blocks}, n_head, len(wpe))
         ids = self.ids[:past] + list(inputs)
-        # where a text begins, all that is common can stay, but for the last token, whose row is asked for
+        # at the start of a text, keep the common beginning, except for the last token, whose output is needed
         same = past or min(sum(itertools.takewhile(bool, map(operator.eq, self.ids, ids))), len(ids) - 1)
-        self.ids = ids[:same]  # so it is true after Ctrl-C, too
+        self.ids = ids[:same]  # first, so that ids and cache agree after Ctrl-C as well
         x = self.model.hidden_states(ids[same:], wte, wpe, blocks, ln_f, n_head, self.cache, same)
         self.ids = ids
         return x
 
 
 def cut(encoder, ids, n_ctx):  # list of int -> list of int
-    """The end of ids, from a quarter to half of n_ctx, from a line's or sentence's beginning if there is one."""
+    """The end of ids, a quarter to half of n_ctx long, which begins with a line or a sentence if possible."""
     first, last = len(ids) - n_ctx // 2, len(ids) - n_ctx // 4
     for i in range(first, last):
         if BEGINS.search(f"{encoder.decode(ids[max(0, i - 3) : i])}\0{encoder.decode(ids[i : i + 1])}"):
             return ids[i:]
-    whole = (i for i in range(first, last) if to_bytes(encoder.decoder[ids[i]])[0] & 0xC0 != 0x80)
-    return ids[next(whole, first) :]  # not from within a character
+    starts = (i for i in range(first, last) if to_bytes(encoder.decoder[ids[i]])[0] & 0xC0 != 0x80)  # of characters
+    return ids[next(starts, first) :]
 
 
 class Session:
-    """The text so far, as ids, and how it goes on. stream: gpt2.stream or one like it."""
+    """The text so far, as ids, and the settings. stream: gpt2.stream or an equivalent."""
 
     def __init__(self, stream, encoder, params, n_head, settings):
         self.stream, self.encoder, self.params, self.n_head = stream, encoder, params, n_head
@@ -91,34 +88,36 @@ class Session:
         self.change(settings)
 
     def change(self, settings):
-        """Takes settings, of n_tokens_to_generate, temperature, top_k, top_p and seed. Raises ValueError."""
+        """Sets all of n_tokens_to_generate, temperature, top_k, top_p and seed. Raises ValueError."""
         cli.check("n_tokens_to_generate", settings["n_tokens_to_generate"], 0, self.n_ctx // 2 - ROOM)
         cli.check_options(**settings)
         self.settings = settings
 
     def add(self, text):
-        """Joins a text to the one so far. Raises ValueError for one that the vocabulary cannot spell."""
+        """Appends to the text. Raises ValueError for characters that the vocabulary lacks."""
         if not self.ids:
             self.ids = cli.encode_prompt(self.encoder, text)
         else:
             self.ids += self.encoder.encode(text) or [self.end] * self.ended
         self.ended = False
 
-    def go_on(self):
-        """Prints what the model adds, as it comes. With Ctrl-C, the text ends with what was printed."""
+    def extend(self):
+        """Lets the model extend the text, and prints each piece at once. After Ctrl-C, the text ends as printed."""
         n, *options = self.settings.values()
         if n == 0:
             return
         if len(self.ids) + n + ROOM > self.n_ctx:
-            n_before, self.ids = len(self.ids), cut(self.encoder, self.ids, self.n_ctx)
+            kept = cut(self.encoder, self.ids, self.n_ctx)
             note(
-                f"the context of {self.n_ctx} tokens is full: the oldest {n_before - len(self.ids)} are left out, and "
-                f"the text now begins with {self.encoder.decode(self.ids[:12])!r}"
+                f"the context of {self.n_ctx} tokens is full: the oldest {len(self.ids) - len(kept)} are dropped, and "
+                f"the text now begins with {self.encoder.decode(kept[:12])!r}"
             )
-        begin, shown = len(self.ids), ""
+            self.ids = kept
+        begin = len(self.ids)
+        shown = ""
         ids = self.stream(list(self.ids), self.params, self.n_head, n + ROOM, *options, self.end)
         try:
-            for piece in self.encoder.decode_stream(self.taken(ids)):
+            for piece in self.encoder.decode_stream(self.appended(ids)):
                 shown += piece
                 print(piece, end="", flush=True)
                 if len(self.ids) - begin >= n and shown == self.encoder.decode(self.ids[begin:]):
@@ -129,18 +128,18 @@ class Session:
             pass
         finally:
             print(flush=True)
-            while len(self.encoder.decode(self.ids[begin:])) > len(shown):  # half a character
+            while len(self.encoder.decode(self.ids[begin:])) > len(shown):  # the beginning of a character
                 self.ids.pop()
         if self.ended:
-            note("here the model ends its text: after Enter it begins another")
+            note("the model has ended its text; after Enter it begins another")
 
-    def taken(self, ids):
+    def appended(self, ids):
         for id in ids:
             self.ids.append(id)
             yield id
 
     def obey(self, command):
-        """Does what a line that begins with / says. Raises ValueError for what it cannot."""
+        """Carries out a line that begins with /. Raises ValueError for an unknown name or a wrong value."""
         from fire.parser import DefaultParseValue
 
         name, _, value = command[1:].partition(" ")
@@ -155,7 +154,7 @@ class Session:
         else:
             names = [one for one in self.settings if name and one.startswith(name)]
             if len(names) != 1:
-                raise ValueError(f"there is no /{name}: see /help")
+                raise ValueError(f"unknown command /{name}: see /help")
             value = DefaultParseValue(value.strip()) if value.strip() else self.defaults[names[0]]
             self.change({**self.settings, names[0]: value})
             note(f"{names[0]} is now {value}")
@@ -166,7 +165,7 @@ def note(text):
 
 
 def read_text():
-    """What is typed: one line, or more, each but the last with a \\ at its end. Raises EOFError."""
+    """The text typed: one line, or several, of which all but the last end with a \\. Raises EOFError."""
     prompt = "> " if sys.stdin.isatty() else ""
     lines = [input(prompt)]
     while lines[-1].endswith("\\"):
@@ -177,13 +176,13 @@ def read_text():
 def main(model_size="124M", models_dir="models", n_tokens_to_generate=40, temperature=0, top_k: int = None,
          top_p: float = None, seed: int = None, *, kernels=False, bits: int = None, lookahead=False,
          weights: str = None):  # fmt: skip
-    """Goes on with what you type, again and again; /help, typed there, says how.
+    """Continues what you type, again and again; type /help for how.
 
     Args:
         n_tokens_to_generate: How many tokens to add each time, from 0 to nearly half of the context.
     """
     if sys.stdin is None:
-        raise ValueError("the standard input is closed, so nothing can be typed")
+        raise ValueError("standard input is closed, so nothing can be typed")
     model, encoder, hparams, params = flags.load(model_size, models_dir, kernels, bits, weights)
     model = variant(model, hidden_states=Memory(model).hidden_states)
     if lookahead:
@@ -193,7 +192,7 @@ def main(model_size="124M", models_dir="models", n_tokens_to_generate=40, temper
     session = Session(model.stream, encoder, params, hparams["n_head"], settings)
     sys.stdin.reconfigure(errors="surrogateescape")
     try:
-        import readline  # noqa: F401  gives input() the arrow keys and a history; on Windows the console has both
+        import readline  # noqa: F401  gives input() arrow keys and a history; on Windows the console has both
     except ImportError:
         pass
     if sys.stdin.isatty():
@@ -205,7 +204,7 @@ def main(model_size="124M", models_dir="models", n_tokens_to_generate=40, temper
                 session.obey(text)
             else:
                 session.add(re.sub("^//", "/", text))
-                session.go_on()
+                session.extend()
         except KeyboardInterrupt:
             print(flush=True)
         except ValueError as error:
