@@ -52,11 +52,11 @@ PROMPT = "Instruction: {instruction}\nInput: {input}\nAnswer:"
 
 
 def transformer_block(x, mlp, attn, ln_1, ln_2, adapter, n_head, kv=None, past=0):  # [n_seq, n_embd] -> same
-    def adapt(x, i):  # down to a few numbers per token, and up again
+    def adapter_layer(x, i):  # down to a few numbers per token, and up again
         return x + gpt2.gelu(x @ adapter["down"][i] + adapter["down_b"][i]) @ adapter["up"][i] + adapter["up_b"][i]
 
-    x = x + adapt(gpt2.mha(gpt2.layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past), 0)
-    return x + adapt(gpt2.ffn(gpt2.layer_norm(x, **ln_2), **mlp), 1)
+    x = x + adapter_layer(gpt2.mha(gpt2.layer_norm(x, **ln_1), **attn, n_head=n_head, kv=kv, past=past), 0)
+    return x + adapter_layer(gpt2.ffn(gpt2.layer_norm(x, **ln_2), **mlp), 1)
 
 
 def begin(params, method, k, rank, seed):

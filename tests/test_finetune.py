@@ -192,7 +192,7 @@ def test_what_the_docstring_shows(code, models, tmp_path, capsys):
     """The adapter's file, run by NumPy, is the model whose held-out loss was told."""
     done = run(code, tmp_path / "coder", "--method=adapter", "--steps=4", "--eval_every=4")
     after = float(re.search(SAID, done.stdout.decode())[4])
-    snippet = textwrap.dedent(re.search(r"    import gpt2, utils\n(    .*\n)+", finetune.__doc__)[0])
+    snippet = textwrap.dedent(re.search(r"    import gpt2, numpy, utils\n(    .*\n)+", finetune.__doc__)[0])
     names = {}
     for shown, here in ("models/coder", str(tmp_path / "coder")), ('"models"', repr(models)), ("shakespeare", "short"):
         assert shown in snippet
