@@ -145,16 +145,9 @@ def perplexity(loss):
 
 
 def main(
-    text,
-    model_size="124M",
-    models_dir="models",
-    stride: int = None,
-    *,
-    tokens=False,
-    kernels=False,
-    bits: int = None,
-    weights: str = None,
-):
+    text, model_size="124M", models_dir="models", stride: int = None, *, tokens=False, kernels=False,
+    bits: int = None, weights: str = None,
+):  # fmt: skip
     """Scores a text: its loss in nats per token, its perplexity per token and per word, and its bits per byte.
 
     Zero-shot results of OpenAI's models, 124M / 355M / 774M / 1558M (table 3 of their paper): WikiText2 29.41 / 22.76 /

@@ -1,8 +1,8 @@
-"""On GPUs and TPUs, on many of them, and on more than one machine: JAX instead of NumPy.
+"""Generation on GPUs and TPUs, on one or many, on one machine or several: JAX instead of NumPy.
 
     python -m beyond.gpu "ROMEO:" --model_size shakespeare
 
-prints what gpt2.py prints and, on standard error, where it ran. gpt2.py itself runs there as it is, batches included:
+prints what gpt2.py prints and, on standard error, the devices. gpt2.py itself runs there unchanged, even in batches:
 
     import gpt2, jax
     from beyond import variant
@@ -12,11 +12,11 @@ prints what gpt2.py prints and, on standard error, where it ran. gpt2.py itself 
 
 For generation the whole loop is compiled, so the cache must have a fixed shape and be returned instead of written to:
 the functions redefined here do that. With a mesh, several devices share the weights (devices/sharding.py). Eight
-devices, as two groups with prompts of their own:
+devices, in two groups, each with its own prompts:
 
     python -m beyond.gpu - --lines --mesh 2x4 < prompts.txt
 
-On two machines, with N = 0 and 1, of which only process 0 prints:
+On two machines, with N = 0 and N = 1 (only process 0 prints):
 
     python -m beyond.gpu "ROMEO:" --mesh 1x16 --coordinator HOST:PORT --n_processes 2 --process_id N
 
@@ -41,7 +41,7 @@ import cli
 import gpt2
 import utils
 
-model = variant(gpt2, np=jnp)  # gpt2.py with the NumPy of JAX
+model = variant(gpt2, np=jnp)  # gpt2.py with jax.numpy
 
 
 def mha(x, c_attn, c_proj, n_head, kv, past):  # [n_seq, n_embd], kv [2, n_head, n_total, d] -> [n_seq, n_embd], kv
@@ -122,7 +122,7 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
         cli.check_inputs(ids, params, n_tokens_to_generate)
     if not inputs:
         return []
-    padded = [*inputs, *inputs[-1:] * (-len(inputs) % mesh.shape["data"])]  # as many prompts for each group
+    padded = [*inputs, *inputs[-1:] * (-len(inputs) % mesh.shape["data"])]  # the same number for each group
     longest = max(map(len, inputs))
     ids = np.array([[*prompt, *[0] * (longest - len(prompt))] for prompt in padded])
     by_prompt = NamedSharding(mesh, P("data"))
@@ -142,21 +142,13 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
 
 @sharding.memory_errors()
 def main(
-    prompt: str = None,
-    n_tokens_to_generate=40,
-    model_size="124M",
-    models_dir="models",
-    lines=False,
-    mesh="1x1",
-    dtype="float32",
-    coordinator: str = None,
-    n_processes=1,
-    process_id=0,
-):
+    prompt: str = None, n_tokens_to_generate=40, model_size="124M", models_dir="models", lines=False, mesh="1x1",
+    dtype="float32", coordinator: str = None, n_processes=1, process_id=0,
+):  # fmt: skip
     """Continues a text greedily with GPT-2 on the devices that JAX finds, and prints the continuation.
 
     Args:
-        lines: Treats each line of the prompt as a prompt, and prints its completion as a line of JSON, or
+        lines: Treats each line of the prompt as a separate prompt; prints each completion as a line of JSON, or
             {"error": ...}.
         dtype: float32 or bfloat16, which needs half the memory.
     """
