@@ -33,7 +33,7 @@ const en = {
   detailMerges: (rank, steps) => `, created by merge ${rank}: ${steps}`,
   detailSpecial: ": a special token that separates texts.",
   nextTitle: "The next token",
-  nextHelp: "Grey: the model's probabilities. Blue: the probabilities used for sampling, after these settings. Click a "
+  nextHelp: "Gray: the model's probabilities. Blue: the probabilities used for sampling, after these settings. Click a "
     + "bar to continue with that token.",
   all: "all",
   temperatureZero: "At temperature 0 nothing is sampled: the most probable token is always chosen.",
