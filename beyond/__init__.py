@@ -6,14 +6,14 @@ variant(gpt2, gelu=mine) is a copy of gpt2.py, a module of its own, in which eve
     ids = fast.generate(inputs, params, n_head, 40)
 
 gpt2 itself does not change, so many variants can be used at once, in threads as well. A chapter calls what it does not
-change as gpt2.NAME, so a chapter over another model is also a variant, and ideas can be combined in any order:
+change as gpt2.NAME, so a chapter can use another model by a variant, and ideas can be combined in any order:
 
     both = variant(lookahead, gpt2=fast)
 
-A variant of a variant keeps the names of both.
+A variant of a variant has the redefinitions of both.
 
-Each .py here is a chapter and a command, python -m beyond.NAME. What two chapters share is in a folder: bench, devices,
-fast, files, formats, learn. Chapters do not import each other; tests/test_house.py has the exceptions.
+Each .py here is a chapter and a command, python -m beyond.NAME. Shared code is in folders: bench, devices, fast, files,
+formats, learn. Chapters do not import each other; tests/test_house.py lists the exceptions.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""python beyond/train.py imports this file instead of the package, and learns how a chapter is run."""
+"""python beyond/train.py imports this file instead of the package, and stops with the command to run instead."""
 
 import os
 import sys

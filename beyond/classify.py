@@ -1,4 +1,4 @@
-"""Classification: the same model tells what kind of text it has read. Its head is replaced, its blocks are trained.
+"""Classification: the same model, with its head replaced and its blocks fine-tuned, predicts the class of a text.
 
     python -m beyond.classify train lines.csv --model_size shakespeare --out models/kinds
     python -m beyond.classify predict "My lord, I know him not." --model_size kinds
@@ -45,19 +45,19 @@ import utils
 
 
 def gpt2(inputs, wte, wpe, blocks, ln_f, cls_head, n_head, last=-1):  # [n_seq] -> [n_classes]
-    """Logits of the classes for inputs[:last + 1]; what follows is padding."""
+    """Logits of the classes for inputs[:last + 1]; the rest is padding."""
     return model.hidden_states(inputs, wte, wpe, blocks, ln_f, n_head)[last] @ cls_head
 
 
 def loss_of(n_head):
-    """loss(trained, row, key, params) -> float; row: ids [n_seq], the last token's position, the class, its weight.
+    """loss(trained, example, key, params) -> float; example: ids [n_seq], last token's position, class, class weight.
 
     trained: cls_head, and the parameters that replace those of params.
     """
     in_jax = variant(sys.modules[__name__], model=variant(model, np=jnp))
 
-    def loss(trained, row, key, params):
-        ids, last, label, weight = row
+    def loss(trained, example, key, params):
+        ids, last, label, weight = example
         logits = in_jax.gpt2(ids, **joined(params, trained), n_head=n_head, last=last)
         return weight * learner.in_jax.cross_entropy(logits, label)
 
@@ -106,7 +106,7 @@ def encode(text, encoder, n_ctx):
 
 
 def arrays(texts, labels, encoder, n_ctx):
-    """What the loss takes, for all rows: padded ids [n, n_seq], positions of the last tokens, classes, weights [n]."""
+    """The examples of all rows: padded ids [n, n_seq], positions of the last tokens, classes, class weights [n]."""
     ids = [encode(text, encoder, n_ctx) for text in texts]
     n_seq = max(map(len, ids))
     count = collections.Counter(labels)
@@ -120,7 +120,7 @@ def arrays(texts, labels, encoder, n_ctx):
 
 
 def hold_out(labels, rng):
-    """Numbers of the rows to learn from and of those held out: a fifth of each class, but at least one row."""
+    """Indices of the training rows and of the held-out rows: a fifth of each class, but at least one row."""
     learned, unseen = [], []
     for label in sorted(set(labels)):
         rows = rng.permutation([i for i, other in enumerate(labels) if other == label])
@@ -197,14 +197,14 @@ def train(
         data: The path of a UTF-8 CSV file whose first line names its columns; - reads standard input.
         out: The folder of the new model.
         text_column: The column with the text, of which the model reads the last n_ctx tokens.
-        label_column: The column with the class. Rows of rare classes have larger weights: all classes count equally.
+        label_column: The column with the class. Rows of rare classes weigh more, so that all classes count equally.
         k: How many of the last blocks to train, with ln_f and cls_head; 0 for none. By default all.
-        steps: The highest number of updates.
-        learning_rate: Its maximum, after the warm-up.
+        steps: The maximum number of updates.
+        learning_rate: The peak learning rate, after the warm-up.
         batch_size: Rows per update, a multiple of the number of devices.
-        eval_every: Updates between two evaluations on the held-out rows.
+        eval_every: Updates between evaluations on the held-out rows.
         patience: Stop after this many evaluations without a better loss.
-        seed: 0 or more: decides which rows are held out, and the order of the others.
+        seed: 0 or more: determines which rows are held out, and the order of the others.
     """
     settings = {"text_column": text_column, "label_column": label_column, "learning_rate": learning_rate, "seed": seed}
     settings.update(steps=steps, batch_size=batch_size, eval_every=eval_every, patience=patience)
@@ -242,7 +242,7 @@ def evaluate(out, texts, labels, rows):
 
 
 def load(model_size, models_dir):
-    """(encoder, n_head, params with cls_head, classes) of a classifier that train made."""
+    """(encoder, n_head, params with cls_head, classes) of a classifier made by train."""
     path = os.path.join(utils.folder_of(model_size, models_dir), "cls_head.npz")
     if not os.path.exists(path):
         raise ValueError(f"{os.path.dirname(path)} has no cls_head.npz: make a classifier with beyond.classify train")
@@ -263,11 +263,11 @@ def probabilities(text, encoder, n_head, params):  # -> [n_classes]
 
 
 def predict(text, model_size, models_dir="models", text_column="text"):
-    """Prints the probability of each class for a text; for a CSV file, its rows with a further column "predicted".
+    """Prints the probability of each class for a text; for a CSV file, its rows with an added column "predicted".
 
     Args:
         text: A text, - for standard input, or the path of a file that ends in .csv.
-        model_size: A model that train made.
+        model_size: A model made by train.
         text_column: The column with the text.
     """
     from tqdm import tqdm

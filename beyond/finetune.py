@@ -3,7 +3,7 @@
     cat *.py beyond/*.py > code.txt
     python -m beyond.finetune code.txt --model_size shakespeare --out models/coder --method lora --steps 100
 
-teaches Shakespeare Python. From a held-out loss of 9.54 nats per token, the methods came to
+teaches Shakespeare Python. Starting from a held-out loss of 9.54 nats per token, the methods reached
 
     full      2,915,328 parameters trained (100.00%), held-out loss 3.06 after 100 steps
     last_k      890,112 parameters trained  (30.53%), held-out loss 3.46
@@ -13,10 +13,10 @@ teaches Shakespeare Python. From a held-out loss of 9.54 nats per token, the met
 
 They train different parameters and freeze the rest. full: all; last_k: the last k blocks and ln_f; head: only ln_f, as
 wte is also the embedding; adapter: new small networks, one after attention and one after the mlp of each block
-(https://arxiv.org/abs/1902.00751); lora: two new thin matrices a, b per block, with w + a @ b in place of c_attn's w
-(https://arxiv.org/abs/2106.09685). --out becomes a model for gpt2.py. What adapter and lora train also goes to one
-small file: a hundred tasks are then 15 MB beside one model instead of a hundred models of 1.2 GB together. An adapter
-is not part of GPT-2's block, so it is saved only as that file, and transformer_block, redefined here, runs it:
+(https://arxiv.org/abs/1902.00751); lora: two new low-rank matrices a, b per block, with w + a @ b in place of c_attn's
+w (https://arxiv.org/abs/2106.09685). --out becomes a model for gpt2.py. The weights of adapter and lora also go to one
+small file: a hundred tasks then take 15 MB and one model, instead of 1.2 GB for a hundred models. An adapter is not
+part of GPT-2's block, so it is saved only as that file, and transformer_block, redefined here, runs it:
 
     import gpt2, numpy, utils
     from beyond import finetune, variant
@@ -27,7 +27,7 @@ is not part of GPT-2's block, so it is saved only as that file, and transformer_
 
 A .jsonl file holds tasks, one {"instruction": ..., "input": ..., "output": ...} per line; input is optional. The model
 reads them in the format of prompt.txt in --out. The loss counts only the tokens of the output and the <|endoftext|>
-that follows them. After two steps the command prints how long it will take and how much memory.
+that follows them. After two steps the command prints an estimate of its time and memory.
 """
 
 import functools
@@ -99,13 +99,13 @@ def with_lora(block, a, b):
 
 
 def loss_of(method, n_head):
-    """loss(trained, row, key, params) -> float; row: ids [n_seq + 1], and [n_seq], 1 where the loss counts, else 0."""
+    """loss(trained, example, key, params) -> float; example: ids [n_seq + 1], counts [n_seq], 1 or 0 for each loss."""
     model = learner.model
-    if method == "adapter":  # with layers that also use JAX's NumPy
+    if method == "adapter":  # whose layers also use jax.numpy
         model = variant(model, transformer_block=variant(sys.modules[__name__], gpt2=model).transformer_block)
 
-    def loss(trained, row, key, params):
-        ids, counts = row
+    def loss(trained, example, key, params):
+        ids, counts = example
         losses = learner.token_losses(combine(params, trained, method), ids, n_head, model)
         return (losses * counts).sum() / counts.sum()
 
@@ -116,7 +116,7 @@ def loss_of(method, n_head):
 
 
 def read(path, encoder, n_ctx):
-    """Two pairs (ids [n, n_seq + 1], counts [n, n_seq]): to learn from, and held out, the file's last tenth."""
+    """Two pairs (ids [n, n_seq + 1], counts [n, n_seq]): for training, and the file's last tenth, held out."""
     if str(path).endswith(".jsonl"):
         return read_tasks(path, encoder, n_ctx)
     if str(path).endswith(".json"):
@@ -133,7 +133,7 @@ def read(path, encoder, n_ctx):
 
 
 def read_tasks(path, encoder, n_ctx):
-    """As read, for tasks: a prompt, its answer and <|endoftext|>, which also pads them to the length of the longest."""
+    """Like read, for tasks: a prompt, its answer and <|endoftext|>, also used to pad them to the longest."""
     if (end := encoder.encoder.get("<|endoftext|>")) is None:
         raise ValueError(f"{path} needs <|endoftext|>, which this model's vocabulary lacks: give another model_size")
     tasks = []
@@ -182,11 +182,11 @@ def main(
         out: The folder of the new model.
         method: full, last_k, head, adapter or lora.
         k: For last_k: the number of blocks to train.
-        rank: For adapter and lora: the number of values per token in between.
-        steps: The highest number of updates.
-        learning_rate: Its maximum, after the warm-up. The default depends on the method.
+        rank: For adapter and lora: their inner dimension.
+        steps: The maximum number of updates.
+        learning_rate: The peak learning rate, after the warm-up. The default depends on the method.
         batch_size: Sequences per update, a multiple of the number of devices.
-        eval_every: Updates between two evaluations on the last tenth of data.
+        eval_every: Updates between evaluations on the last tenth of data.
         patience: Stop after this many evaluations without a better loss.
         seed: 0 or more: the same seed gives the same weights on the same machine.
     """

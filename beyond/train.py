@@ -6,9 +6,9 @@ takes two minutes on two cores and prints
 
     models/mine: held-out loss 4.1344 nats per token, 1.9073 per character
 
-The forward pass is gpt2.gpt2 itself, with jax.numpy for its np; jax.vmap makes the batch, jax.grad the gradients, and
-jax.jit the speed. Redefined are transformer_block, for dropout, and linear, for weights that are split by heads
-(learn/learner.py). The loop that follows the gradients is learn/loop.py, which all learning chapters share.
+The forward pass is gpt2.gpt2 itself, with jax.numpy as its np; jax.vmap adds the batch axis, jax.grad computes the
+gradients, and jax.jit compiles it all. Only transformer_block, for dropout, and linear, for weights that are split by
+heads, are redefined (learn/learner.py). All learning chapters share one training loop (learn/loop.py).
 
 A larger text first becomes a corpus (beyond/corpus.py). --dry_run estimates time and memory (learn/plan.py), --mesh
 splits the work over devices, and --coordinator over machines, which all need the corpus and a shared models_dir.
@@ -112,36 +112,37 @@ def main(
     itself; and loss.svg. After a kill the same command resumes from the last evaluation, on any number of devices.
 
     Args:
-        text: The path of a UTF-8 text, - for standard input, or a folder made by beyond.corpus. Of a corpus at most
-            1,048,576 tokens are held out.
+        text: The path of a UTF-8 text, - for standard input, or a folder made by beyond.corpus. At most 1,048,576
+            tokens of a corpus are held out.
         model_size: The name of the new model.
-        n_vocab: The size of the vocabulary, 257 or more, by default 1024. A corpus has its own; a larger number adds
-            rows without a token, which allows one that divides evenly: 50304 instead of 50257.
+        n_vocab: The size of the vocabulary, 257 or more, by default 1024. A corpus has its own; a larger number pads
+            the embedding, so that it can be split evenly: 50304 instead of 50257.
         n_ctx: The longest context, in tokens.
-        n_embd: The size of the vector of each token, a multiple of n_head.
+        n_embd: The size of each token's embedding, a multiple of n_head.
         n_head: Attention heads per block.
         n_layer: The number of blocks.
         steps: How many updates to make.
         minutes: Instead of steps: about how long to train, as estimated from the first five updates.
         batch_size: Sequences of n_ctx tokens per update.
-        learning_rate: The highest one, after the warm-up.
-        weight_decay: How much of the blocks' matrices each update removes, times the learning rate.
+        learning_rate: The peak learning rate, reached after the warm-up.
+        weight_decay: The share of the blocks' matrices that each update removes, times the learning rate.
         dropout_rate: From 0 to 0.99: the share of the embedding and of each branch that is dropped during training.
-        bpe_dropout: From 0 to 0.99: the share of merges that is left out in three sequences of four, so that the same
+        bpe_dropout: From 0 to 0.99: the share of merges that is left out in three of four sequences, so that the same
             text is tokenized differently each time.
-        ema: From 0 to 0.99999: the share that a moving average of the weights keeps per update; the average is saved
-            where it does better than the weights. 0 for none.
-        eval_every: Updates between two evaluations.
+        ema: From 0 to 0.99999: the decay of an exponential moving average of the weights, which is saved if it has a
+            lower loss than the weights. 0 for none.
+        eval_every: Updates between evaluations.
         seed: 0 or more: the same seed gives the same weights on the same machine.
+        models_dir: Where the new model's folder is made.
         dtype: float32, or bfloat16 for the matrix products alone, which is several times faster on GPUs and TPUs.
-        rematerialize: Keeps only the input of each block and computes its activations again: less memory, a third more
-            work.
-        micro_batch_size: Sequences that a device works on at a time; gradients are summed, so that a batch need not
-            fit into memory. By default 1 on a CPU, elsewhere all.
+        rematerialize: Gradient checkpointing: keeps only the input of each block and recomputes its activations: less
+            memory, a third more work.
+        micro_batch_size: Sequences that a device works on at a time; gradients are accumulated, so that a batch need
+            not fit into memory. By default 1 on a CPU, elsewhere all.
         dry_run: Prints the time and memory that the run would take, on this machine or, with --dry_run=H100, A100 or
-            L4, on mesh's devices of that kind.
+            L4, on a mesh of such devices.
     """
-    settings = {  # what decides the result: a run resumes only with the same settings and the same text
+    settings = {  # these determine the result: a run resumes only with the same settings and the same text
         "n_vocab": n_vocab, "n_ctx": n_ctx, "n_embd": n_embd, "n_head": n_head, "n_layer": n_layer,
         "steps": steps, "minutes": minutes, "batch_size": batch_size, "learning_rate": learning_rate,
         "weight_decay": weight_decay, "dropout_rate": dropout_rate, "bpe_dropout": bpe_dropout, "ema": ema,
@@ -183,7 +184,7 @@ def check_flags(settings, micro_batch_size, dry_run):
     if not isinstance(dry_run, bool) and str(dry_run) not in plan.DEVICES:
         raise ValueError(f"dry_run={dry_run!r} must be one of {', '.join(plan.DEVICES)}: or write --dry_run alone")
     if (settings["steps"] is None) == (settings["minutes"] is None):
-        raise ValueError("give either steps, how many updates to make, or minutes, about how long to train")
+        raise ValueError("give either steps, the number of updates, or minutes, about how long to train")
     if settings["n_embd"] % settings["n_head"]:
         raise ValueError(f"n_embd={settings['n_embd']} must be a multiple of {settings['n_head']}, n_head")
 

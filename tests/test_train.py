@@ -313,7 +313,7 @@ def test_minutes_become_steps(tmp_path, monkeypatch):
     history, _ = line(tmp_path, settings={"steps": None, "minutes": 0.5})
     assert history[-1][0] == 5 * 30
     told = []
-    line(tmp_path / "told", tell=lambda *args: told.append(args))
+    line(tmp_path / "told", after_two=lambda *args: told.append(args))
     assert told == [(pytest.approx(1, abs=0.5), 38)]  # one second per step, and what it waited for its batch
 
 

@@ -1,4 +1,4 @@
-"""Many devices and several processes that work on one model with JAX.
+"""Several devices and processes that work on one model with JAX.
 
-sharding: which part of the weights and of a batch is on which device; processes: how the processes find each other.
+sharding: how weights and batches are split over devices; processes: how the processes find each other.
 """

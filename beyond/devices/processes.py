@@ -1,4 +1,4 @@
-"""Several processes, on one machine or more, that work on one model: how they meet, and that they do the same work."""
+"""Several processes, on one or more machines, that work on one model: how they connect, and check their inputs."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ import cli
 cli.HELP.update(
     coordinator="HOST:PORT of process 0, if there are several. All need the same flags except process_id.",
     n_processes="The number of processes.",
-    process_id="Which of them this is, from 0 to n_processes - 1.",
+    process_id="The number of this process, from 0 to n_processes - 1.",
 )
 
 
 def meet(coordinator, n_processes, process_id, patience=120):
-    """Waits until all processes have reached HOST:PORT of process 0, as JAX kills a process that waits in vain.
+    """Waits until all processes have reached HOST:PORT of process 0, because JAX kills a process if its wait times out.
 
     Raises ValueError for anything but HOST:PORT, OSError if the others do not appear within patience seconds.
     """

@@ -1,9 +1,9 @@
-"""Which part of the weights and of a batch is on which device.
+"""How weights and batches are split over devices.
 
-The devices form a mesh with two axes. Along "data" each device has other sequences, and the gradients are summed. Along
-"model" devices share the weights, and with them the optimizer's moments, so that a model can be larger than a device:
-attention is split by heads, mlp by columns and then by rows, wte by vocabulary, as in Megatron-LM
-(https://arxiv.org/abs/1909.08053). jit works out what has to be sent where, also between machines.
+The devices form a mesh with two axes. Along "data" (data parallelism) each device has different sequences, and the
+gradients are summed. Along "model" (tensor parallelism) each has a part of the weights and of the optimizer's moments,
+so that a model can be larger than a device: attention is split by heads, mlp by columns and then by rows, wte by
+vocabulary, as in Megatron-LM (https://arxiv.org/abs/1909.08053). jit inserts the communication.
 """
 
 import contextlib
@@ -59,16 +59,16 @@ def check_heads(n_head, mesh):
 
 
 def make_mesh(mesh):
-    """A mesh with the axes data and model from a text like 2x4. Raises ValueError if it does not fit the devices."""
+    """A mesh with the axes data and model from a string such as 2x4. Raises ValueError if there are too few devices."""
     sizes, devices = mesh_sizes(mesh), jax.devices()
     n = sizes[0] * sizes[1]
     if n > len(devices) or n < len(devices) and jax.process_count() > 1:
-        raise ValueError(f"mesh={mesh} takes {n} devices, and JAX sees {len(devices)}: choose numbers that fit")
+        raise ValueError(f"mesh={mesh} takes {n} devices, but JAX sees {len(devices)}: choose numbers that fit")
     return Mesh(np.array(devices[:n]).reshape(sizes), ("data", "model"))
 
 
 def mesh_sizes(mesh):
-    """(groups, devices in each) from a text like 2x4. Raises ValueError for any other."""
+    """(groups, devices in each) from a string such as 2x4. Raises ValueError for any other."""
     sizes = str(mesh).split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and 0 < len(size) < 10 and int(size) for size in sizes):
         raise ValueError(
@@ -123,12 +123,12 @@ def put_rows(arrays, mesh, axis=0):
 
 
 def put_all(tree, mesh):
-    """Puts whole arrays on every device."""
+    """Replicates arrays on every device."""
     return jax.tree.map(lambda array: put(array, mesh, P()), tree)
 
 
 def split(tree, mesh, put=put):
-    """Splits weights, or the optimizer's state for each, as SPLIT says; an axis that cannot be split evenly is not."""
+    """Splits weights, or the optimizer's state for each, as SPLIT says; replicates one that cannot be split evenly."""
 
     def one(path, array):
         spec, shape = spec_of(path), np.shape(array)

@@ -4,7 +4,7 @@
     with learning(settings, data, out, model_size, models_dir) as (encoder, hparams, params, settings):
         history = adapt(params, trained, loss, learned, held_out, save, learning_rate, out, settings)
 
-What is trained, its loss, its data and how it is saved are in the chapters.
+The chapters define the trained parameters, their loss and data, and how they are saved.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def check_divides(batch_size, n_devices=None, micro_batch_size=None):
 def learning(settings, data, out, model_size, models_dir):
     """Loads the base model: yields (encoder, hparams, params, settings). Marks out as finished when the block ends.
 
-    To the settings, which identify the run, it adds digests of the data and of the base model.
+    Adds digests of the data and of the base model to the settings, which identify the run.
     Raises ValueError if out is taken, and MemoryError if a device runs out of memory.
     """
     with memory_errors():
@@ -68,30 +68,30 @@ def learning(settings, data, out, model_size, models_dir):
 
 
 def adapt(params, trained, loss, learned, held_out, save, learning_rate, out, settings):
-    """Estimates the time, then trains `trained` on loss(trained, row, key, params) by AdamW. Returns fit's history.
+    """Estimates the time, then minimizes loss(trained, example, key, params) by AdamW. Returns fit's history.
 
-    learned, held_out: tuples of arrays [n_rows, ...]. save(trained, history) is called for the best weights so far.
+    learned, held_out: tuples of arrays [n_examples, ...]. save(trained, history) is called for each new best.
     """
     check_state(out, settings)
 
-    def rows(rng):
+    def draw(rng):
         chosen = rng.integers(len(learned[0]), size=settings["batch_size"])
         return tuple(array[chosen] for array in learned)
 
     def evaluate(trained):
         return mean_loss(loss, trained, held_out, params)
 
-    def tell(step, n_steps):
+    def print_estimate(step, n_steps):
         first = tuple(array[0] for array in held_out)
         for _ in range(2):  # the first call compiles
             start = time.perf_counter()
-            float(_row_loss(loss, trained, first, params))
+            float(_example_loss(loss, trained, first, params))
         evaluation = len(held_out[0]) * (time.perf_counter() - start)
         numbers = n_numbers(params), n_numbers(trained)
         tqdm.write(estimate(step, evaluation, n_steps, settings["eval_every"], *numbers), file=sys.stderr)
 
     optimizer = functools.partial(adamw, learning_rate=learning_rate)
-    return fit(trained, loss, rows, evaluate, save, optimizer, out, settings, [params], tell=tell)
+    return fit(trained, loss, draw, evaluate, save, optimizer, out, settings, [params], after_two=print_estimate)
 
 
 def last_blocks(params, k):
@@ -109,15 +109,15 @@ def n_numbers(tree):
     return sum(array.size for array in jax.tree.leaves(tree))
 
 
-def mean_loss(loss, trained, rows, params):
-    """The mean of loss(trained, row, None, params) over rows, one after the other."""
-    bar = tqdm(zip(*rows), "evaluating", len(rows[0]), leave=False, disable=None)
-    return float(np.mean([float(_row_loss(loss, trained, row, params)) for row in bar]))
+def mean_loss(loss, trained, examples, params):
+    """The mean of loss(trained, example, None, params) over the examples, one at a time."""
+    bar = tqdm(zip(*examples), "evaluating", len(examples[0]), leave=False, disable=None)
+    return float(np.mean([float(_example_loss(loss, trained, example, params)) for example in bar]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_loss(loss, trained, row, params):
-    return loss(trained, row, None, params)
+def _example_loss(loss, trained, example, params):
+    return loss(trained, example, None, params)
 
 
 # --- the estimate ---
@@ -126,13 +126,13 @@ def _row_loss(loss, trained, row, params):
 def estimate(step, evaluation, n_steps, eval_every, n_all, n_trained):
     """A line with the time and memory that a run takes, from the seconds per step and per evaluation.
 
-    Memory: all weights, and five more numbers per trained one: gradient, two moments, best value, copy to save.
+    Memory: all weights, and five more numbers per trained weight: gradient, two moments, best value, copy to save.
     """
     total = n_steps * step + math.ceil(n_steps / eval_every) * evaluation
     memory = 4 * (n_all + 5 * n_trained)
     return (
-        f"at most {n_steps} more steps: about {readable(total, SECONDS)} on this machine, and {readable(memory, BYTES)} of "
-        f"memory besides activations"
+        f"at most {n_steps} more steps: about {readable(total, SECONDS)} on this machine, "
+        f"and {readable(memory, BYTES)} of memory besides activations"
     )
 
 

@@ -1,4 +1,4 @@
-"""From a text file, or a folder made by beyond.corpus, to the ids that a training run learns from.
+"""From a text file, or a folder made by beyond.corpus, to the ids for a training run.
 
     data = Source("input.txt")
     encoder, learned, held_out, files = data.split(n_vocab=1024)
@@ -49,8 +49,8 @@ class Source:
     def split(self, n_vocab):
         """(encoder, ids to learn from, ids held out, {filename: text} for the model's folder).
 
-        The last tenth is held out, of a corpus at most 2**20 tokens. Merges are learned from the rest of a text; a
-        corpus has a vocabulary already.
+        The last tenth is held out, but at most 2**20 tokens of a corpus. Merges are learned from the rest of a text; a
+        corpus already has a vocabulary.
         """
         if self.is_corpus:
             encoder, ids, _ = self.corpus
@@ -66,7 +66,7 @@ class Source:
 def load(folder):
     """(encoder, ids, digest) of a corpus; the ids are mapped. Raises ValueError unless it is complete."""
     if not os.path.exists(os.path.join(folder, WHOLE)):
-        raise ValueError(f"{folder} is not a complete corpus: make it with python -m beyond.corpus, or repeat that")
+        raise ValueError(f"{folder} is not a complete corpus: make it with python -m beyond.corpus, or run that again")
     encoder, found = encoder_of(folder), json.loads(reading.read_text(os.path.join(folder, WHOLE)))
     ids = np.memmap(os.path.join(folder, IDS), dtype_of(encoder), "r")
     if len(ids) != found["tokens"]:

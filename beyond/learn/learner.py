@@ -1,4 +1,4 @@
-"""The model as it learns: gpt2.py in JAX with dropout, its loss on a sequence, and its loss on a held-out text."""
+"""The model in training: gpt2.py in JAX with dropout, its loss on a sequence, and its loss on a held-out text."""
 
 import functools
 import sys
@@ -17,7 +17,7 @@ def linear(x, w, b):  # [..., n_in], [n_in, ...], [...] -> [..., ...]; the w of 
     return jnp.tensordot(x, w, 1) + b
 
 
-model = variant(gpt2, np=jnp, linear=linear)  # gpt2.py with the NumPy of JAX
+model = variant(gpt2, np=jnp, linear=linear)  # gpt2.py with jax.numpy
 in_jax = variant(losses, np=jnp, highest=lambda x: jax.lax.stop_gradient(x.max(axis=-1)))  # its gradient cancels out
 
 
@@ -44,7 +44,7 @@ def dropout(params, key, rate, n_seq):
 
 
 def training_model(dtype="float32", dropped=True, rematerialize=False):
-    """The model with or without dropout and, as precision.py makes it, in bfloat16 and rematerialized."""
+    """The model with or without dropout and, by precision.py, in bfloat16 or rematerialized."""
     is_half = dtype == "bfloat16"
     learning = precision.in_bfloat16(model) if is_half else model
     if dropped:
@@ -64,11 +64,12 @@ def lm_loss(params, inputs, n_head, model=model):  # [n_seq + 1] -> float
 
 
 def held_out_loss(params, ids, n_head, stride, batch_size=8, mesh=None):
-    """The mean loss of ids[1:] in nats, each scored once, in windows of n_ctx tokens that begin every stride tokens.
+    """The mean loss of ids[1:] in nats, each scored once, in windows of n_ctx tokens at this stride.
 
-    ids: n_ctx + 1 or more. Beyond the first window each token sees at least n_ctx - stride tokens before it.
+    ids: n_ctx + 1 or more. After the first window each token has at least n_ctx - stride tokens of context.
     """
-    n_ctx, n, mesh = len(params["wpe"]), len(ids) - 1, mesh or all_devices()
+    mesh = mesh or all_devices()
+    n_ctx, n = len(params["wpe"]), len(ids) - 1
     starts = np.append(np.arange(0, n - n_ctx, stride), n - n_ctx)[:, None]
     new = starts + np.arange(n_ctx) >= np.append(0, starts[:-1] + n_ctx)[:, None]  # not scored by the window before
     windows = np.asarray(ids)[starts + np.arange(n_ctx + 1)].astype(np.int32)

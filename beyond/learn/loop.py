@@ -1,9 +1,9 @@
 """The training loop of every learning chapter: from a loss to the weights that did best on held-out data.
 
-fit draws batches, follows the gradients of jax.grad with an optimizer of optax, evaluates the weights every eval_every
-steps on data that they never learn from, and keeps the best. It knows nothing of language models: a chapter brings its
-loss, its batches and its way of saving. After each evaluation the state of the run is saved in the model's folder, from
-which the same command resumes after a kill as if nothing had happened (state.py).
+fit draws batches, takes optax steps along the gradients of jax.grad, evaluates the weights on held-out data every
+eval_every steps, and keeps the best. It knows nothing about language models: a chapter provides the loss, the batches
+and the function that saves. After each evaluation the state of the run is saved in the model's folder, from which the
+same command resumes after a kill as if nothing had happened (state.py).
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def updater(loss, optimizer, seed, mesh, fixed=(), ema=0):
 
 
 def averaged(average, params, step, ema):
-    """The moving average of the weights, which keeps the share ema per step; less at first, to forget the start."""
+    """The exponential moving average of the weights with decay ema; less at first, to forget the initial weights."""
     if average is None:
         return None
     kept = jnp.minimum(ema, (1 + step) / (10 + step))
@@ -67,7 +67,7 @@ def averaged(average, params, step, ema):
 
 def in_parts(batch, mesh, micro_batch_size):
     """A batch as arrays [n_parts, n_examples, ...]: the parts one after the other, the examples split over devices."""
-    # on a CPU one example per device, whose numbers stay in the cache (a third faster); elsewhere all at once
+    # on a CPU one example per device, whose activations stay in the cache (a third faster); elsewhere all at once
     size = micro_batch_size or (1 if jax.default_backend() == "cpu" else None)
     n = size * mesh.shape["data"] if size else len(jax.tree.leaves(batch)[0])
     return put_rows(jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), batch), mesh, 1)
@@ -77,7 +77,7 @@ def in_parts(batch, mesh, micro_batch_size):
 
 
 class Run:
-    """How far a training run has come.
+    """The progress of a training run.
 
     tree: see begin; best: the weights with the lowest held-out loss so far, in NumPy; losses: of each step since the
     last evaluation; history: see fit.
@@ -106,7 +106,7 @@ class Run:
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} at step {self.step}: try a lower learning_rate under another name; "
-                + (f"{self.folder} keeps the best weights so far" if self.history else "nothing was saved so far")
+                + (f"{self.folder} keeps the best weights so far" if self.history else "nothing was saved")
             )
 
     def advance(self, update, batch):
@@ -132,15 +132,15 @@ class Run:
 
 
 def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(), mesh=None, micro_batch_size=None,
-        speed=lambda rate: f"{rate:.2f} steps/s", tell=lambda seconds, steps_left: None):  # fmt: skip
-    """Trains params on loss; calls save(params, history) whenever held_out(params) is lower than ever. Returns history.
+        speed=lambda rate: f"{rate:.2f} steps/s", after_two=lambda seconds, steps_left: None):  # fmt: skip
+    """Minimizes loss; calls save(params, history) whenever held_out(params) has a new minimum. Returns the history.
 
     loss(params, example, key, *fixed) -> float; draw(rng) -> a batch: an array [batch_size, ...] or a tree of them;
-    held_out(params) -> float; optimizer(steps) -> an optimizer of optax.
-    settings: all that decides the result, with eval_every, seed and steps (None: as many as fit in minutes); optionally
-    ema, to average the weights and keep the better ones, and patience, the evaluations without a new best that end it.
+    held_out(params) -> float; optimizer(steps) -> an optax optimizer.
+    settings: all that affect the result, with eval_every, seed, steps (None: as many as fit in minutes); optionally ema
+    (see averaged; the better weights are kept) and patience (stop after this many evaluations without a new best).
     mesh: by default all devices share the batch. micro_batch_size: examples that a device works on at a time.
-    speed(steps per second) -> a text for the progress bar; tell(seconds per step, steps left) is called after two.
+    speed(steps per second) -> a text for the progress bar; after_two(seconds per step, steps left) is called once.
     history: [step, mean loss since the previous row, held-out loss (also of the average)] for each evaluation.
     The folder keeps the state until the caller calls finish(folder). All processes get the same; process 0 writes.
     Raises ValueError if a loss is not finite, or if the state in folder belongs to other settings.
@@ -175,7 +175,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
             value = run.advance(update, examples)
             times.append((waited, waited + time.perf_counter() - began))
             if len(times) == 2:  # the first step also compiles
-                tell(times[1][1], steps - run.step)
+                after_two(times[1][1], steps - run.step)
             if run.step % settings["eval_every"] == 0 or run.step == steps:
                 run.evaluate(held_out, save)
                 if is_process_0():
@@ -196,7 +196,7 @@ def describe(made, loss, held_out, of_average=None):
 
 
 def steps_in(minutes, update, tree, batch):
-    """How many updates fit in so many minutes, as process 0 measures; the first one compiles and does not count."""
+    """How many updates fit in the minutes, measured by process 0; the first one, which compiles, does not count."""
     tree, value = update(tree, batch, 0)
     float(value)
     start, n = time.perf_counter(), 5

@@ -1,4 +1,4 @@
-"""Cross-entropy, for NumPy as it stands and for JAX as a variant of this module (see learner.py)."""
+"""Cross-entropy: for NumPy as it is, and for JAX as a variant of this module (see learner.py)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The optimizers, by optax: AdamW to adapt a model, Muon with AdamW to train one from scratch."""
+"""The optimizers, from optax: AdamW to adapt a model, Muon with AdamW to train one from scratch."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 
 def schedule(steps, learning_rate):
-    """The learning rate of each step: a short linear warm-up, then down along half a cosine to 2%.
+    """The learning rate of each step: a short linear warm-up, then a cosine decay to 2%.
 
     Update i of the first n has (i + 1) / (n + 1) of the learning rate: starting at 0 would waste the first one.
     """
@@ -18,8 +18,8 @@ def schedule(steps, learning_rate):
 
 
 def adamw(steps, learning_rate):
-    """AdamW (https://arxiv.org/abs/1711.05101), with little weight decay, so that the base model is not forgotten, and
-    of matrices only."""
+    """AdamW (https://arxiv.org/abs/1711.05101), with a small weight decay, for matrices only, so that the base model is
+    not forgotten."""
     return optax.chain(
         optax.clip_by_global_norm(1),
         optax.adamw(
@@ -34,9 +34,9 @@ def adamw(steps, learning_rate):
 def muon_and_adamw(steps, learning_rate, weight_decay):
     """Muon (https://kellerjordan.github.io/posts/muon) for the blocks' matrices, AdamW for everything else.
 
-    Muon changes a matrix equally in all directions, which takes fewer steps. Its updates are scaled to the size of
-    AdamW's (https://arxiv.org/abs/2502.16982), so that one learning rate serves both. Only those matrices decay: the g
-    of a layer norm already has the right size. Gradients are clipped because of rare bad batches.
+    Muon orthogonalizes its updates, so it takes fewer steps. The updates are scaled to the size of AdamW's
+    (https://arxiv.org/abs/2502.16982), so that both use one learning rate. Weight decay is for those matrices only: the
+    g of a layer norm already has the right size. Gradients are clipped because of rare bad batches.
     """
 
     def for_muon(path, x):  # all axes of a w but the first are its outputs

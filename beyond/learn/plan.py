@@ -1,4 +1,4 @@
-r"""What a training run takes, before it starts: operations, hours, memory; and how close to its limit the machine is.
+r"""Estimates for a training run before it starts: operations, hours, memory; and how fully it uses the machine (MFU).
 
 Training OpenAI's smallest shape on ten billion tokens with eight GPUs:
 
@@ -13,14 +13,14 @@ Training OpenAI's smallest shape on ten billion tokens with eight GPUs:
     time (estimate): 6 operations per parameter, more for attention, 855.4 million per token,
     8.6e+18 in all; at an MFU of 16.5% 1.8 hours
 
-One H100 was measured with such steps of 16 sequences: 190,000 tokens/s, which is that MFU, and 22 GB. That eight are
-eight times as fast is an assumption.
+One H100 was measured with steps of 16 sequences: 190,000 tokens/s, which is this MFU, and 22 GB. The estimate assumes
+that eight are eight times as fast.
 
-A token takes 6 N operations, where N is the number of weights: 2 N forward, a multiplication and an addition each, and
-twice that backward (Kaplan et al. 2020, section 2.1, https://arxiv.org/abs/2001.08361; Hoffmann et al. 2022, appendix
+Training takes 6 N operations per token for N weights: 2 N forward, a multiplication and an addition each, and twice
+that backward (Kaplan et al. 2020, section 2.1, https://arxiv.org/abs/2001.08361; Hoffmann et al. 2022, appendix
 F, https://arxiv.org/abs/2203.15556). Attention's own products add 12 n_layer n_embd n_ctx. The MFU, model FLOPs
 utilization, is the share of the machine's peak rate that a run reaches (Chowdhery et al. 2022, appendix B,
-https://arxiv.org/abs/2204.02311); what rematerialization computes twice counts once.
+https://arxiv.org/abs/2204.02311); recomputed activations are counted once.
 """
 
 import math
@@ -39,7 +39,7 @@ DEVICES = {  # from the data sheets: {dtype: operations per second, dense}, byte
     "L4": ({"bfloat16": 121e12, "float32": 30e12}, 24e9),
 }
 # MFU: on a CPU for the default shape of beyond.train, by processor time; on an H100 for OpenAI's smallest shape in
-# bfloat16, as a share of the rate that a product reaches there (gpu) and of the data sheet's
+# bfloat16, as a share of the measured rate of a matrix product (gpu) and of the data sheet's rate (H100)
 MEASURED = {"cpu": 0.4, "gpu": 0.21, "H100": 0.165}
 ASSUMED = 0.2  # where nothing was measured
 
@@ -68,7 +68,7 @@ def product_rate(dtype):
 
 
 def all_rate(dtype, n_devices):
-    """The rate of all devices together; those of a CPU share its cores."""
+    """The combined rate of all devices; JAX's CPU devices share the cores."""
     return product_rate(dtype) * (1 if jax.default_backend() == "cpu" else n_devices)
 
 
@@ -81,12 +81,12 @@ def speed(hparams, batch_size, mesh, dtype):
 
 
 def memory(hparams, n_sequences, n_model=1, rematerialize=False, ema=0.0):
-    """Estimates of (bytes that stay, bytes during a step) per device, for so many sequences at a time.
+    """Estimates of (persistent bytes, bytes during a step) per device, for n_sequences at a time.
 
-    Four bytes per weight, two gradients, one moment (Muon) or two (AdamW), the average; and either activations or what
-    the optimizer needs. How many numbers a token leaves for the backward pass, per block and in the logits, was read
-    off XLA's own account on a CPU, with which tests/test_parallel.py compares. On a GPU XLA fuses more: 16 sequences of
-    OpenAI's smallest shape in bfloat16 took 22 GB on an H100, less than half of the estimate.
+    Four bytes each for a weight, two gradients, one moment (Muon) or two (AdamW), and the average; plus either the
+    activations or the optimizer's temporaries. The number of activations kept per token for the backward pass is from
+    XLA's memory analysis on a CPU, to which tests/test_parallel.py compares it. On a GPU XLA fuses more: 16 sequences
+    of OpenAI's smallest shape in bfloat16 took 22 GB on an H100, less than half of the estimate.
     """
     n_ctx, n_embd, n_head, n_layer = (hparams[name] for name in utils.HPARAMS[1:])
     n = n_params(hparams)

@@ -1,12 +1,12 @@
-"""Less time or less memory per step, each as a variant of the model that learns.
+"""Less time or less memory per step, each as a variant of the model in training.
 
 in_bfloat16: matrix products, which take most of the time, are several times faster on GPUs, TPUs and some CPUs. Weights
 and sums stay float32, as rounding would swallow small steps (Micikevicius et al. 2018,
 https://arxiv.org/abs/1710.03740).
 
-rematerialized: the forward pass keeps only the input of each block, and the backward pass computes the rest again: a
-third more work, and memory for the activations of one block instead of all (Chen et al. 2016,
-https://arxiv.org/abs/1604.06174). On a CPU it saves nothing, as XLA notices that both computations are the same.
+rematerialized (gradient checkpointing): the forward pass keeps only the input of each block, and the backward pass
+recomputes the rest: a third more work, but memory for the activations of one block instead of all (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174). On a CPU it saves nothing, because XLA merges the two identical computations.
 """
 
 import functools
@@ -41,7 +41,7 @@ def with_projection_in_bfloat16(model):
 
 
 def rematerialized(model):
-    """The model with blocks whose activations are computed again in the backward pass."""
+    """The model with blocks whose activations are recomputed in the backward pass."""
 
     def transformer_block(x, n_head, kv, past, **arrays):
         return jax.checkpoint(functools.partial(model.transformer_block, n_head=n_head))(x, **arrays)

@@ -1,8 +1,8 @@
-"""What a step learns from: sequences of ids, drawn from those of a text, in memory or mapped from a corpus.
+"""The training data of each step: sequences drawn from the token ids of a text, in memory or mapped from a corpus.
 
-The ids are the only copy of the text. For BPE dropout, or to begin with a document, a few hundred characters of it are
-decoded and encoded again. A batch depends on nothing but the seed and the step, so it is the same on any number of
-devices and processes.
+Only the ids of the text are kept. For BPE dropout, or to begin with a document, a few hundred characters of it are
+decoded and encoded again. A batch depends only on the seed and the step, so it is the same on any number of devices and
+processes.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +37,8 @@ def sequence_maker(encoder, ids, n_ctx, batch_size, bpe_dropout=0.0, by_blank_li
 
     BPE dropout (https://arxiv.org/abs/1910.13267) reduces memorization by varying the tokenization: three sequences in
     four are tokenized by one of 128 encoders (16 for a large vocabulary), which lack a share bpe_dropout of the merges.
-    by_blank_lines: these separate documents. One sequence in eight then begins with a document and has <|endoftext|>
-    for blank lines, so that a prompt that begins like a document is continued to its end and no further.
+    by_blank_lines: blank lines separate documents. One sequence in eight then begins with a document and has
+    <|endoftext|> for blank lines, so that the model continues a document to its end and no further.
     Raises ValueError if there are no more than n_ctx ids.
     """
     check_length(ids, n_ctx, "the text without its last tenth")
@@ -77,7 +77,7 @@ def sequence_maker(encoder, ids, n_ctx, batch_size, bpe_dropout=0.0, by_blank_li
 
 
 def read_ahead(function, arguments):
-    """Yields function(argument) for each, and the seconds spent waiting for it; a thread computes the next one."""
+    """Yields (function(argument), seconds spent waiting for it) for each; a thread prefetches the next one."""
     arguments = iter(arguments)
     with ThreadPoolExecutor(1) as thread:
         coming = [thread.submit(function, one) for one in itertools.islice(arguments, 1)]

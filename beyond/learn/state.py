@@ -1,7 +1,7 @@
-"""The state of a training run on disk: all that it takes to resume as if nothing had happened, in one file.
+"""The state of a training run on disk: one file with everything needed to resume as if nothing had happened.
 
-The file exists from the first evaluation until the work is done, and is always replaced as a whole. A run resumes from
-it only if it is the same work (files/runs.py), on any number of devices and processes.
+The file exists from the first evaluation until the run is finished, and is always replaced as a whole. Only a run with
+the same settings and data resumes from it (files/runs.py), on any number of devices and processes.
 """
 
 import json
@@ -63,9 +63,9 @@ def write_state(folder, settings, steps, tree, history):
 
 
 def check_state(folder, settings):
-    """Whether the folder holds the state of a run with these settings. Raises ValueError unless it does, or is new.
+    """Whether the folder holds the state of a run with these settings. Raises ValueError if it holds anything else.
 
-    To be called before anything slow, and before anything is written.
+    Call this before anything slow, and before anything is written.
     """
     check_new(folder)
     if not os.path.exists(state_path(folder)):
@@ -75,12 +75,12 @@ def check_state(folder, settings):
 
 
 def saved_steps(folder):
-    """How many steps the run in the folder makes in all; None if there is no run."""
+    """The total number of steps of the run in the folder; None if there is no run."""
     return int(load_npz(state_path(folder), "steps")["steps"]) if os.path.exists(state_path(folder)) else None
 
 
 def read_state(folder, settings, tree):
-    """(tree, history) as write_state got them, with the structure of tree; None if there is no run."""
+    """(tree, history) as passed to write_state, with the structure of tree; None if there is no run."""
     if not check_state(folder, settings):
         return None
     leaves, structure = jax.tree.flatten(tree)
