@@ -252,7 +252,7 @@ def check_name(model_size):
 
 def _load(model_dir, is_openais=False):
     """(encoder, hparams, params) of a folder. Raises ValueError or OSError if a file is missing or damaged."""
-    found = set(os.listdir(model_dir)) if os.path.isdir(model_dir) else set()
+    found = {one.name for one in os.scandir(model_dir) if one.is_file()} if os.path.isdir(model_dir) else set()
     if any(re.fullmatch(r"model\.ckpt\.data-\d{5}-of-\d{5}", name) for name in found):
         found.add(DATA)  # the numbers may be in several files, which the index lists
     if missing := [name for name in FILES if name not in found]:
