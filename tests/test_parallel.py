@@ -307,7 +307,7 @@ def test_a_dry_run(tmp_path):
         ({"mesh": "1x999"}, ["mesh=1x999 takes 999"]),
         ({"micro_batch_size": 16}, ["batch_size=8", "multiple of 16", "micro_batch_size=16"]),
         ({"ema": 1}, ["ema=1", "0.99999"]),
-        ({"n_vocab": 299}, ["n_vocab=299", "from 300"]),
+        ({"n_vocab": 299}, ["n_vocab=299", "at least 300"]),
         ({"coordinator": "nowhere"}, ["coordinator='nowhere'"]),
         ({"process_id": 1}, ["process_id=1"]),
     ],

@@ -314,7 +314,7 @@ def test_minutes_become_steps(tmp_path, monkeypatch):
     assert history[-1][0] == 5 * 30
     told = []
     line(tmp_path / "told", after_two=lambda *args: told.append(args))
-    assert told == [(pytest.approx(1, abs=0.5), 38)]  # one second per step, and what it waited for its batch
+    assert told == [(pytest.approx(1, abs=0.5), 38)]  # a second per step, and the time that it waited for its batch
 
 
 # --- the command ---
