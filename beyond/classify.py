@@ -175,20 +175,9 @@ def draw(matrix, classes, path):
 
 
 def train(
-    data,
-    out,
-    model_size="124M",
-    models_dir="models",
-    text_column="text",
-    label_column="label",
-    k: int = None,
-    steps=200,
-    learning_rate=1e-3,
-    batch_size=8,
-    eval_every=25,
-    patience=3,
-    seed=0,
-):
+    data, out, model_size="124M", models_dir="models", text_column="text", label_column="label", k: int = None,
+    steps=200, learning_rate=1e-3, batch_size=8, eval_every=25, patience=3, seed=0,
+):  # fmt: skip
     """Teaches a model to classify text; prints its scores on a fifth of the rows, which are held out.
 
     The folder out gets the model, cls_head.npz and confusion.svg. After a kill, run the command again to resume.

@@ -161,20 +161,9 @@ def prompt_of(instruction, input=""):
 
 
 def main(
-    data,
-    out,
-    model_size="124M",
-    models_dir="models",
-    method="lora",
-    k=2,
-    rank=8,
-    steps=300,
-    learning_rate: float = None,
-    batch_size=8,
-    eval_every=50,
-    patience=3,
-    seed=0,
-):
+    data, out, model_size="124M", models_dir="models", method="lora", k=2, rank=8, steps=300,
+    learning_rate: float = None, batch_size=8, eval_every=50, patience=3, seed=0,
+):  # fmt: skip
     """Teaches a model a text or tasks; prints the held-out loss before and after. After a kill, run it again to resume.
 
     Args:

@@ -125,17 +125,10 @@ def generate(inputs, params, n_head, n_tokens_to_generate, mesh, stop=None, dtyp
     padded = [*inputs, *inputs[-1:] * (-len(inputs) % mesh.shape["data"])]  # the same number for each group
     longest = max(map(len, inputs))
     ids = np.array([[*prompt, *[0] * (longest - len(prompt))] for prompt in padded])
-    by_prompt = NamedSharding(mesh, P("data"))
-    found = complete(
-        place(params, n_head, mesh, dtype),
-        jax.device_put(ids, by_prompt),
-        jax.device_put(np.array([len(prompt) for prompt in padded]), by_prompt),
-        n_head,
-        len(params["wte"]),
-        n_tokens_to_generate,
-        -2 if stop is None else stop,
-        NamedSharding(mesh, P()),
-    )
+    lengths = np.array([len(prompt) for prompt in padded])
+    by_prompt = [jax.device_put(array, NamedSharding(mesh, P("data"))) for array in (ids, lengths)]
+    options = n_head, len(params["wte"]), n_tokens_to_generate, -2 if stop is None else stop, NamedSharding(mesh, P())
+    found = complete(place(params, n_head, mesh, dtype), *by_prompt, *options)
     found = np.asarray(found.addressable_data(0))[: len(inputs)]
     return [ids[ids >= 0].tolist() for ids in found]
 

@@ -22,7 +22,7 @@ SPLIT = {  # the axis of each parameter that is split along the mesh's axis "mod
 
 cli.HELP.update(
     mesh="DATAxMODEL: how many groups of devices work on different sequences, and how many devices in each group share "
-    "the weights. Without it every device is a group.",
+    "the weights.",
 )
 
 # --- checks ---

@@ -11,23 +11,9 @@ float32, which differs between chapters, would soon change a byte, and with it t
 import numpy as np
 
 from beyond.fast.lanes import (
-    FAST,
-    FEW,
-    add_products,
-    all_lanes,
-    as_floats,
-    compiled,
-    fma,
-    larger,
-    load16,
-    load64,
-    prange,
-    prefetch,
-    store,
-    summed,
-    times,
-    zeros16,
-)
+    FAST, FEW, add_products, all_lanes, as_floats, compiled, fma, larger, load16, load64, prange, prefetch, store,
+    summed, times, zeros16,
+)  # fmt: skip
 
 GROUP = 64  # inputs that share a scale, in x and in weights of 4 bits
 ROWS = 32  # at a time: their sums, and the weights that they are multiplied with, stay in the nearest cache

@@ -58,9 +58,7 @@ def save_model(params, hparams, folder):
         for name, text in ("hparams.json", json.dumps(hparams)), ("checkpoint", CHECKPOINT):
             writing.write_text(os.path.join(part, name), text)
         save_checkpoint(
-            os.path.join(part, "model.ckpt"),
-            arrays,
-            lambda name: np.asarray(arrays[name])[None] if name.endswith("/w") else arrays[name],
+            f"{part}/model.ckpt", arrays, lambda name: arrays[name][None] if name.endswith("/w") else arrays[name]
         )
         for name in os.listdir(part):
             os.replace(os.path.join(part, name), os.path.join(folder, name))
