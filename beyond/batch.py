@@ -17,6 +17,7 @@ import collections
 import itertools
 import json
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -191,8 +192,8 @@ def update(out, prompts, settings, complete):
     records, failed = whole_records(out, lines, prompts, settings)
     again = dict(zip([number for number, _ in failed], complete(failed)))
     if any("error" not in record for record in again.values()):  # all of them are replaced at once
-        records = [again.get(i, record) for i, record in enumerate(records)]
-        writing.write_whole(out, lambda part: write_records(part, records))
+        updated = [to_line(again.get(i, record)) for i, record in enumerate(records)]
+        writing.write_whole(out, lambda part: pathlib.Path(part).write_bytes(b"".join(updated)))
     errors = [record["error"] for record in again.values() if "error" in record]
     n_done = len(records)
     with open(out, "ab") as results:
@@ -219,11 +220,6 @@ def prompt_of(line, path):
 def to_line(record):
     """A record as a line of JSON in UTF-8, with lone surrogates, which UTF-8 lacks, escaped."""
     return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def write_records(path, records):
-    with open(path, "wb") as file:
-        file.writelines(map(to_line, records))
 
 
 def whole_records(out, lines, prompts, settings):
