@@ -292,17 +292,17 @@ def check_flags(parameters, argv):
             raise ValueError(f"--{meant[0]} needs a value: --{meant[0]}=VALUE")
 
 
-INPUTS = "--text", "--data", "--prompts", "--source", "--folder", "--path"  # flags that name an input file
+PATHS = {"--models_dir"}  # flags that name a file or folder; beyond/ adds its own
+INPUTS = set()  # flags that name an input file or are a text themselves
 
 
 def expand_home(arg):
-    """Expands ~ in --out=~/new; a shell only does so at the beginning of an argument."""
+    """Expands ~ in --models_dir=~/models, which a shell does only at the beginning of an argument."""
     flag, sign, value = arg.partition("=")
     path = os.path.expanduser(value)
-    if sign and flag in ("--models_dir", "--out", "--weights"):
+    if sign and (flag in PATHS or flag in INPUTS and os.path.exists(path)):
         return f"{flag}={path}"
-    # an input may also be a literal text: beyond.classify predict accepts both
-    return f"{flag}={path}" if flag in INPUTS and os.path.exists(path) else arg
+    return arg
 
 
 # --- help ---

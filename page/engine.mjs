@@ -72,7 +72,8 @@ const ROOT = new URL("../", import.meta.url);
 const CDN = "https://cdn.jsdelivr.net/";
 const MODEL = ["checkpoint", "encoder.json", "hparams.json", "model.ckpt.data-00000-of-00001", "model.ckpt.index",
   "model.ckpt.meta", "vocab.bpe", "held_out.txt"].map((name) => `models/shakespeare/${name}`);
-const SOURCES = ["gpt2.py", "encoder.py", "tf_checkpoint.py", "utils.py", "cli.py", "beyond/__init__.py", "beyond/attention.py",
+const SOURCES = ["gpt2.py", "encoder.py", "tf_checkpoint.py", "utils.py", "cli.py", "beyond/__init__.py",
+  "beyond/attention.py", "beyond/learn/__init__.py", "beyond/learn/losses.py",
   ...["__init__.py", "reading.py", "runs.py", "writing.py"].map((name) => `beyond/files/${name}`),
   "page/live.py", "page/breaks.json", ...MODEL];
 const CHECKER = ["check.py", "check.zh.json", "inputs.py", "judge.py", "mistakes.py"].map((name) => `tutorial/${name}`);

@@ -18,6 +18,7 @@ import types
 import numpy as np
 
 from beyond.attention import visible
+from beyond.learn.losses import cross_entropy
 import cli
 from encoder import to_bytes
 import utils
@@ -344,9 +345,7 @@ def held_out_loss():
     """The mean loss on the first held-out tokens, in nats per token."""
     with np.errstate(all="ignore"):
         logits = version.module.gpt2(HELD_OUT[:-1], **params, n_head=n_head).astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        losses = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(N_HELD_OUT - 1), HELD_OUT[1:]]
-    loss = float(losses.mean())
+        loss = float(cross_entropy(logits, HELD_OUT[1:]).mean())
     return {"loss": loss if math.isfinite(loss) else None}
 
 

@@ -23,6 +23,7 @@ from tutorial.drawing import arrow, bar, box, graph, legend, line, note, row_of,
 from tutorial.inside import architecture, embeddings, heads, layers, load, mask, names_of, query, split
 from tutorial.labels import CHINESE
 from tutorial.parts import parts
+import utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FOLDER = os.path.join(ROOT, "tutorial", "figures")
@@ -209,7 +210,7 @@ def checkpoint(say):
             line(axes, (x + width - 1, 58), (wide, 100), width=0.8, dashed=True)
         x += width
     block = params["blocks"][1]
-    thin = size_of(block) - sum(array.size for _, array in flat(block) if array.ndim == 2)
+    thin = size_of(block) - sum(array.size for _, array in utils.named_arrays(block) if array.ndim == 2)
     write(axes, wide / 2, 86, say("one block: {:,} numbers", size_of(block)), 10, bold=True)
     x = 0
     for branch, color in (("attn", ORANGE), ("mlp", RED)):
@@ -220,7 +221,7 @@ def checkpoint(say):
             bar(axes, x, 102, width - 1, 40, color)
             write(axes, x + width / 2, 122, f"{name}\n{w.shape[0]}×{w.shape[1]}", 8, color="white")
             x += width
-        share = sum(array.size for _, array in flat(block[branch])) / size_of(block)
+        share = sum(array.size for _, array in utils.named_arrays(block[branch])) / size_of(block)
         line(axes, (start, 147), (start, 151), (x - 1, 151), (x - 1, 147), width=0.8)
         text = say("attention") if branch == "attn" else say("feed-forward network")
         write(axes, (start + x) / 2, 162, f"{text} {share:.0%}", 9.5)
@@ -239,15 +240,8 @@ def checkpoint(say):
     return axes
 
 
-def flat(tree, path=""):
-    """[(name, array)] of nested dicts."""
-    if isinstance(tree, dict):
-        return [pair for name, part in tree.items() for pair in flat(part, f"{path}/{name}".strip("/"))]
-    return [(path, tree)]
-
-
 def size_of(tree):
-    return sum(array.size for _, array in flat(tree))
+    return sum(array.size for _, array in utils.named_arrays(tree))
 
 
 def cache(say):

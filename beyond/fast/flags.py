@@ -11,6 +11,7 @@ import cli
 import gpt2
 import utils
 
+cli.PATHS.add("--weights")
 cli.HELP.update(
     kernels="Runs compiled loops instead of NumPy: beyond/kernels.py.",
     bits="8 or 4: quantizes the weights to that many bits: beyond/quantize.py. By default they stay float32.",

@@ -13,6 +13,10 @@ import sys
 
 import regex
 
+import cli
+
+cli.INPUTS.update(["--text", "--data", "--prompts", "--source", "--folder", "--path"])
+
 
 def open_bytes(path):
     """Opens a file to read bytes from, or standard input for "-"."""

@@ -11,6 +11,10 @@ import secrets
 import stat
 import tempfile
 
+import cli
+
+cli.PATHS.add("--out")
+
 
 def write_whole(path, write):
     """Calls write(part), part being a new empty file; when it returns, part replaces path. Follows a symbolic link.
