@@ -198,7 +198,7 @@ def test_a_run_resumes_after_its_base_is_renamed(work, name):
     status, whole, _ = run(name, *args)
     assert status == 0
     expected = (work / "new" / utils.DATA).read_bytes()
-    kills = [(sys.modules[COMMANDS[name][0].__module__], "fit"), (checkpoint, "save_model"), (loop, "write_state")]
+    kills = [(train if name == "train" else adapting, "fit"), (checkpoint, "save_model"), (loop, "write_state")]
     for module, after in kills[: 1 if name == "train" else 3]:
         shutil.rmtree(work / "new")
         run_killed(name, args, module, after)
@@ -853,13 +853,13 @@ def test_weights_that_are_not_numbers(work):
         assert_refused(run(name, *args, *(model if "kinds" not in str(args) else ())), "weights are damaged", "NaN")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: ...")])
-def test_too_little_memory(work, monkeypatch, error):
+@pytest.mark.parametrize("name, error", [("gpt2", MemoryError()), ("gpu", RuntimeError("RESOURCE_EXHAUSTED: ..."))])
+def test_too_little_memory(work, monkeypatch, name, error):
     def load(*args):
         raise error
 
     monkeypatch.setattr(utils, "load_encoder_hparams_and_params", load)
-    assert_refused(run("gpt2", "a", 2, "small", "models"), "out of memory: use a smaller model")
+    assert_refused(run(name, "a", 2, "small", "models"), "out of memory: use a smaller model")
 
 
 def test_a_context_of_one_token(work):
@@ -1078,17 +1078,17 @@ def test_folders_of_any_name(work, folder):
 @pytest.mark.parametrize(
     "name, args, parts",
     [
-        ("gpt2", ["hi", "--temprature=1"], ["no flag --temprature", "did you mean --temperature?"]),
+        ("gpt2", ["hi", "--temprature=1"], ["unknown flag --temprature", "did you mean --temperature?"]),
         ("gpt2", ["hi", "--n_tokens", "5"], ["did you mean --n_tokens_to_generate?"]),
         ("gpt2", ["hi", "--model", "x"], ["did you mean --model_size or --models_dir?"]),
         ("gpt2", ["hi", "-t", "1"], ["-t", "--temperature or --top_k or --top_p"]),
-        ("gpt2", ["hi", "--xyz=1"], ["no flag --xyz=1: see --help"]),
+        ("gpt2", ["hi", "--xyz=1"], ["unknown flag --xyz=1: see --help"]),
         ("gpt2", ["hi", "--model_size"], ["--model_size needs a value"]),
         ("batch", ["prompts.txt", "--out"], ["--out needs a value"]),
         ("attention", ["hi", "--out", "--model_size=small"], ["--out needs a value"]),
         ("batch", ["prompts.txt"], ["out is missing", "--help"]),
         ("attention", ["hello", "world"], ["one argument too many: world", "quotes"]),
-        ("gpt2", ["hi", "--model_size=models/small"], ["the name of a model alone", "--model_size=small"]),
+        ("gpt2", ["hi", "--model_size=models/small"], ["must be a name without a path", "--model_size=small"]),
     ],
 )
 def test_errors_suggest_what_was_probably_meant(work, name, args, parts):
@@ -1162,7 +1162,7 @@ def test_flags_without_effect_get_a_note(work):
     model = "--model_size=small", "--models_dir=models"
     for name in "gpt2", "lookahead":
         assert run(name, "a", 2, *model, "--top_k=3", "--seed=1")[2].endswith(
-            "note: --top_k and --seed matter at a --temperature above 0 only\n"
+            "note: --top_k and --seed have no effect without a --temperature above 0\n"
         )
         assert "note" not in run(name, "a", 2, *model, "--top_k=3", "--temperature=1")[2] + run(name, "a", 2, *model)[2]
 
