@@ -241,7 +241,7 @@ def checkpoint(say):
 
 
 def size_of(tree):
-    return sum(array.size for _, array in utils.named_arrays(tree))
+    return sum(array.size for _, array in utils.named_arrays({"": tree}))
 
 
 def cache(say):
