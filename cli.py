@@ -31,8 +31,8 @@ HELP = {  # what --help prints about flags that several commands share; the rest
     "models_dir": "The folder that holds the models; by default the one that comes with this program.",
     "temperature": "0 always takes the most probable token; higher values make the output more random.",
     "top_k": "At a temperature above 0, samples from the k most probable tokens only, 1 or more. By default from all.",
-    "top_p": "At a temperature above 0, samples from the smallest set of tokens whose probabilities sum to at least p, 0 "
-    "to 1. By default from all.",
+    "top_p": "At a temperature above 0, samples from the smallest set of tokens whose probabilities sum to at least p, "
+    "0 to 1. By default from all.",
     "seed": "At a temperature above 0, the same seed, 0 or more, gives the same text. By default it differs each time.",
 }
 
