@@ -84,14 +84,13 @@ def save_curve(history, path):
     import matplotlib
     from matplotlib.figure import Figure
 
-    steps, train, held_out, *average = zip(*history)
+    steps, *curves = zip(*history)
+    labels = "training text (with dropout)", "held-out text", "held-out text, averaged weights"
     with matplotlib.rc_context(style.STYLE):
         figure = Figure(figsize=(6.7, 3.6), layout="constrained")
         axes = figure.subplots()
-        axes.plot(steps, train, color=style.BLUE, label="training text (with dropout)")
-        axes.plot(steps, held_out, color=style.ORANGE, label="held-out text")
-        for losses in average:
-            axes.plot(steps, losses, color=style.GREEN, label="held-out text, averaged weights")
+        for losses, label, color in zip(curves, labels, (style.BLUE, style.ORANGE, style.GREEN)):
+            axes.plot(steps, losses, color=color, label=label)
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.legend()
         about = {"Date": None, "Description": json.dumps(np.array(history).tolist())}
@@ -161,17 +160,9 @@ def main(
 
 
 RANGES = {  # of the flags that the other learning commands do not have
-    "n_vocab": (257, 10**7),
-    "n_ctx": (1, 10**6),
-    "n_embd": (1, 10**5),
-    "n_head": (1, 10**4),
-    "n_layer": (1, 10**4),
-    "minutes": (0.01, 1e6),
-    "weight_decay": (0.0, 100.0),
-    "dropout_rate": (0.0, 0.99),
-    "bpe_dropout": (0.0, 0.99),
-    "ema": (0.0, 0.99999),
-}
+    "n_vocab": (257, 10**7), "n_ctx": (1, 10**6), "n_embd": (1, 10**5), "n_head": (1, 10**4), "n_layer": (1, 10**4),
+    "minutes": (0.01, 1e6), "weight_decay": (0.0, 100.0), "dropout_rate": (0.0, 0.99), "bpe_dropout": (0.0, 0.99),
+    "ema": (0.0, 0.99999)}  # fmt: skip
 cli.RENAMED["left_out"] = "bpe_dropout"
 
 

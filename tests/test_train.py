@@ -81,7 +81,7 @@ def test_gradients_are_finite_differences(params, rate):
         @jax.jit
         def loss(params):
             return learner.lm_loss(
-                learner.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], learner.with_dropout
+                learner.dropout(params, jax.random.key(1), rate, 11), ids, HPARAMS["n_head"], learner.training_model()
             )
 
         gradients, leaves, structure = jax.tree.leaves(jax.grad(loss)(params)), *jax.tree.flatten(params)
@@ -105,7 +105,7 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(params):
     none, some = (
         float(
             learner.lm_loss(
-                learner.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], learner.with_dropout
+                learner.dropout(params, jax.random.key(0), rate, 19), ids, HPARAMS["n_head"], learner.training_model()
             )
         )
         for rate in (0, 0.2)

@@ -28,9 +28,6 @@ def transformer_block(x, mlp, attn, ln_1, ln_2, n_head, keep, kv=None, past=0): 
     return x + processed * model.ffn(model.layer_norm(x, **ln_2), **mlp)
 
 
-with_dropout = variant(model, transformer_block=transformer_block)
-
-
 def dropout(params, key, rate, n_seq):
     """params with random masks in each block's keep: 0 with probability rate, otherwise 1 / (1 - rate).
 

@@ -55,26 +55,23 @@ def flops(hparams):
     return 6 * n + 12 * hparams["n_layer"] * hparams["n_embd"] * hparams["n_ctx"]
 
 
-def product_rate(dtype):
-    """Operations per second of a large matrix product on a device here, the best of three."""
-    n = 2048 if jax.default_backend() == "cpu" else 8192
-    a, product, times = jnp.ones((n, n), dtype), jax.jit(jnp.matmul), []
+def product_rate(dtype, n_devices):
+    """Operations per second of large matrix products on n_devices here, from the best of three on one of them."""
+    is_cpu = jax.default_backend() == "cpu"
+    n = 2048 if is_cpu else 8192
+    a, product = jnp.ones((n, n), dtype), jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
+    times = []
     for _ in range(3):
         start = time.perf_counter()
         product(a, a).block_until_ready()
         times.append(time.perf_counter() - start)
-    return 2 * n**3 / min(times)
-
-
-def all_rate(dtype, n_devices):
-    """The combined rate of all devices; JAX's CPU devices share the cores."""
-    return product_rate(dtype) * (1 if jax.default_backend() == "cpu" else n_devices)
+    return 2 * n**3 / min(times) * (1 if is_cpu else n_devices)  # JAX's CPU devices share the cores
 
 
 def speed(hparams, batch_size, mesh, dtype):
     """A function (steps per second) -> a text with tokens per second and the MFU."""
-    limit, n = all_rate(dtype, mesh.size), batch_size * hparams["n_ctx"]
+    limit, n = product_rate(dtype, mesh.size), batch_size * hparams["n_ctx"]
     return lambda rate: (
         f"{n * rate:,.0f} tokens/s, MFU {n * rate * flops(hparams) / limit:.0%} of {limit / 1e12:.3g} TFLOP/s"
     )
@@ -111,7 +108,7 @@ def devices_of(kind, mesh, dtype):
     limit = (first.memory_stats() or {}).get("bytes_limit")  # for a CPU, that of the machine
     limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (n_data * n_model)
     mfu = MEASURED.get(first.platform, ASSUMED)
-    return first.device_kind, n_data, n_model, all_rate(dtype, n_data * n_model), limit, mfu
+    return first.device_kind, n_data, n_model, product_rate(dtype, n_data * n_model), limit, mfu
 
 
 def describe(kind, settings, mesh, micro_batch_size, rematerialize):
