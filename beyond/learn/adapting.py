@@ -126,13 +126,14 @@ def _example_loss(loss, trained, example, params):
 def estimate(step, evaluation, n_steps, eval_every, n_all, n_trained):
     """A line with the time and memory that a run takes, from the seconds per step and per evaluation.
 
-    Memory: all weights, and five more numbers per trained weight: gradient, two moments, best value, copy to save.
+    Memory: the base model, and eight more numbers per trained weight: its value, two moments, gradient, sum of
+    gradients, change, best value, copy to save.
     """
     total = n_steps * step + math.ceil(n_steps / eval_every) * evaluation
-    memory = 4 * (n_all + 5 * n_trained)
+    memory = 4 * (n_all + 8 * n_trained)
     return (
         f"at most {n_steps} more steps: about {readable(total, SECONDS)} on this machine, "
-        f"and {readable(memory, BYTES)} of memory besides activations"
+        f"and {readable(memory, BYTES)} of memory besides activations and JAX itself"
     )
 
 
