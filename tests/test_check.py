@@ -139,7 +139,7 @@ def test_mistakes_in_several_functions_are_each_reported_once(data):
             ONE,
             "gpt2",
             ["no wpe", "no ln_f"],
-            ["tokens + places", "tokens", 'x = layer_norm(x, ln_f["g"], ln_f["b"])', "pass"],
+            ["tokens + positions", "tokens", 'x = layer_norm(x, ln_f["g"], ln_f["b"])', "pass"],
         ),
     ],
 )
