@@ -125,7 +125,7 @@ def read(path, encoder, n_ctx):
     cut = len(text) * 9 // 10
     learned, held_out = (np.array(encoder.encode(part)) for part in (text[:cut], text[cut:]))
     if (n := len(held_out)) < 9:
-        raise ValueError(f"the last tenth of {path} has {n} tokens, and 9 or more are needed: give a longer text")
+        raise ValueError(f"the last tenth of {path} has {n} tokens, and 9 or more are needed: use a longer text")
     n_seq = min(n_ctx, n - 1)
     check_length(learned, n_seq, f"{path} without its last tenth")
     learned, held_out = (np.lib.stride_tricks.sliding_window_view(ids, n_seq + 1) for ids in (learned, held_out))

@@ -628,7 +628,7 @@ def test_a_vocabulary_without_an_end_of_text(work):
     (work / "words.jsonl").write_text('{"text": "a rose is a rose"}\n')
     assert run("evaluate", "words.jsonl", *model)[0] == 0
     (work / "words.jsonl").write_text('{"text": "rose"}\n')
-    assert_refused(run("evaluate", "words.jsonl", *model), "line 1", "no text comes before")
+    assert_refused(run("evaluate", "words.jsonl", *model), "line 1", "no text before its last word")
     encoder = utils.load_encoder_hparams_and_params("small", "models")[0]
     (work / "x.txt").write_text("To be, or not to be")
     n = len(encoder.encode("To be, or not to be"))
@@ -882,13 +882,13 @@ def test_texts_with_hardly_any_words(work, text):
     for n_vocab in 257, 258, 300:
         found = run("train", *RUNS["train"], f"--n_vocab={n_vocab}")
         if text == "a" or n_vocab == 300:
-            assert_refused(found, "text", "give a longer text")
+            assert_refused(found, "text", "use a longer text")
         else:
             assert found[0] == 0, found
             shutil.rmtree("new")
     found = run("finetune", *RUNS["finetune"])
     if text == "a":
-        assert_refused(found, "text.txt", "give a longer text")
+        assert_refused(found, "text.txt", "use a longer text")
     else:
         assert found[0] == 0, found
 

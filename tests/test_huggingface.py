@@ -158,7 +158,7 @@ REJECTED = {  # the form, what the error says, and whether the weights had to be
     "n_inner": ({"config": {"n_inner": 40}}, "n_inner=40"),
     "heads": ({"config": {"n_head": 7}}, "multiple of n_head"),
     "sizes": ({"config": {"n_embd": "20"}}, "positive integers"),
-    "layers": ({"config": {"n_layer": 3_000_000}}, "do not belong together"),
+    "layers": ({"config": {"n_layer": 3_000_000}}, "they are from different models"),
     "bert": ({"without": ["vocab.json", "merges.txt"], "with": ["vocab.txt"]}, "BERT's WordPiece (vocab.txt)"),
     "sentencepiece": ({"without": ["merges.txt"], "with": ["spiece.model"]}, "SentencePiece (spiece.model)"),
     "no tokenizer": ({"without": ["merges.txt"]}, "neither tokenizer.json"),

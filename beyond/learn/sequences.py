@@ -19,7 +19,7 @@ def check_length(ids, n_ctx, what):
     """Raises ValueError unless a sequence of n_ctx tokens, and the token after it, can be cut from ids."""
     if len(ids) <= n_ctx:
         raise ValueError(
-            f"n_ctx={n_ctx} needs {n_ctx + 1} tokens, and {what} has {len(ids)}: give a longer text or a smaller n_ctx"
+            f"n_ctx={n_ctx} needs {n_ctx + 1} tokens, and {what} has {len(ids)}: use a longer text or a smaller n_ctx"
         )
 
 
