@@ -6,11 +6,11 @@ reads a prompt from each line and writes a line of JSON for each, in the same or
 the completion that gpt2.py gives for that prompt alone (except for rounding, see beyond/lookahead.py), or
 {"prompt": ..., "error": ...}.
 
-Decoding is limited by reading the weights, and weights that have been read serve 16 tokens as well as one. So each step
-passes the last token of every unfinished text, one row each, through one product per layer; only attention works on
-each text's own past. When a text is finished, the next prompt takes its place, and its tokens join the rows in chunks.
-Functions whose rows are the tokens of one text are redefined, because here several texts share the rows: mha,
-transformer_block, hidden_states, generate.
+Decoding is limited by memory bandwidth, and weights, once read, serve 16 tokens as well as one. So each step passes the
+last token of every unfinished text, one row each, through the same matrix products; only attention works on each text's
+own past. When a text is finished, the next prompt takes its place (continuous batching), and its tokens join the rows
+in chunks (chunked prefill). Functions whose rows are the tokens of one text are redefined, because here several texts
+share the rows: mha, transformer_block, hidden_states, generate.
 """
 
 import collections
@@ -35,7 +35,7 @@ CHUNK = 64  # tokens of new prompts per step, in addition to one token of each t
 def mha(x, c_attn, c_proj, n_head, kv, past, ends):  # [n_rows, n_embd] -> [n_rows, n_embd]
     n_rows = np.diff(ends, prepend=-1)  # kv [2, n_texts, n_head, n_ctx, d], past [n_rows], ends [n_texts]
     texts = np.repeat(np.arange(len(ends)), n_rows)  # which text each row belongs to
-    n_keys = past.max() + 1  # of the longest text; in others the rest is masked
+    n_keys = past.max() + 1  # of the longest text; in the others the rest is masked
     q, k, v = gpt2.linear(x, **c_attn).reshape(len(x), 3, n_head, -1).swapaxes(0, 1)  # [n_rows, n_head, d] each
     kv[0, texts, :, past], kv[1, texts, :, past] = k, v
     heads = np.empty_like(q)
@@ -64,7 +64,7 @@ def hidden_states(inputs, wte, wpe, blocks, ln_f, n_head, cache, past, ends):  #
 
 
 class Text:
-    """A text in the batch: its ids, the length of its prompt, its maximal length, and its own random numbers."""
+    """A text in the batch: its ids, the length of its prompt, its maximum length, and its own random generator."""
 
     def __init__(self, inputs, n_tokens_to_generate, seed):
         self.ids, self.n_prompt, self.n_total = list(inputs), len(inputs), len(inputs) + n_tokens_to_generate
@@ -84,13 +84,13 @@ class Text:
 def generate(prompts, params, n_head, temperature=0, top_k=None, top_p=None, stop=None, batch_size=16):
     """Yields what gpt2.generate returns for each (inputs, n_tokens_to_generate, seed) of prompts, in their order.
 
-    prompts may be endless: at any time, at most 4 * batch_size of them have been read and not been yielded.
+    prompts may be endless: at any time, at most 4 * batch_size of them have been read but not yet yielded.
     """
     shapes = [(2, batch_size, *kv.shape[1:]) for kv in gpt2.new_cache(params, n_head, len(params["wpe"]))]
-    cache = [np.zeros(shape, np.float32) for shape in shapes]  # zeros, because masked values must be numbers too
+    cache = [np.zeros(shape, np.float32) for shape in shapes]  # zeros, because even masked values must not be NaN
     prompts = iter(prompts)
     prompt = ()  # None after the last one
-    texts, waiting = [], collections.deque()  # texts[i] uses kv[:, i]; waiting has all that are not yet yielded
+    texts, waiting = [], collections.deque()  # texts[i] uses kv[:, i]; waiting holds all that are not yet yielded
 
     def step():  # one more token of each text, or up to CHUNK more of a prompt
         room = CHUNK
@@ -169,7 +169,7 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
             inputs = cli.encode_prompt(encoder, record["prompt"])
             cli.check_inputs(inputs, params, n_tokens_to_generate)
             return record, (inputs, n_tokens_to_generate, None if seed is None else seed + number)
-        except ValueError as error:  # the other lines are completed all the same
+        except ValueError as error:  # the other lines are completed anyway
             return {**record, "error": f"line {number + 1}: {error}"}, ([], 0, None)
 
     def complete(lines, **bar):  # (number, line) -> yields records, in order
@@ -187,7 +187,7 @@ def main(prompts, out, n_tokens_to_generate=40, model_size="124M", models_dir="m
 
 
 def update(out, prompts, settings, complete):
-    """Writes to out what it lacks. Returns its number of lines, and the errors of the lines tried now."""
+    """Completes the missing and failed lines of out. Returns its number of lines, and the errors of this run."""
     lines = enumerate(reading.read_lines(prompts))
     records, failed = whole_records(out, lines, prompts, settings)
     again = dict(zip([number for number, _ in failed], complete(failed)))
@@ -223,9 +223,9 @@ def to_line(record):
 
 
 def whole_records(out, lines, prompts, settings):
-    """(records, failed): the records in out, and (number, line) for those of them that have an error.
+    """(records, failed): the records in out, and (number, line) for each one that has an error.
 
-    Takes as many of lines as there are records. Cuts off a last line that a kill left incomplete. Raises ValueError,
+    Consumes as many lines as there are records. Removes a last line left incomplete by a kill. Raises ValueError,
     and changes nothing, if out was made with other settings or a record does not belong to its line.
     """
     path, records, failed, n_bytes = f"{out}.settings", [], [], 0

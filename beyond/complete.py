@@ -7,7 +7,7 @@ prints one line of JSON per sample (a single sample is printed as plain text):
     "\\nAy, give me sock: I wish it"
     "\\nI thank thee"
 
-The prompt passes through the model once, whatever the number of samples: each continues from a copy of its cache.
+The prompt passes through the model once, however many the samples: each continues from a copy of the prompt's cache.
 A repetition penalty p divides the logits of tokens that are already in the text by p if they are above 0 and multiplies
 them by p otherwise (Keskar et al. 2019, section 4.1, https://arxiv.org/abs/1909.05858, as implemented in transformers).
 """
@@ -29,7 +29,7 @@ def penalized(logits, ids, penalty):  # [n_vocab], list of int -> [n_vocab]
 
 
 def samples(model, inputs, params, n_head, n_tokens_to_generate, seeds, options=(0, None, None), penalty=1, stop=None):
-    """For each of seeds, an iterator over the ids that model.generate gives with it.
+    """For each seed, an iterator over the ids that model.generate returns with that seed.
 
     options: temperature, top_k, top_p. Raises ValueError if the arguments do not fit the model.
     """
@@ -62,7 +62,7 @@ def counted(passes, counts):
 
 
 def until(stop, pieces):
-    """Yields the pieces of a text up to the text stop. An ending that may be the beginning of stop is held back."""
+    """Yields the pieces of a text up to the stop string. An ending that may be the beginning of stop is held back."""
     held = ""
     for piece in pieces:
         held += piece

@@ -16,14 +16,14 @@ r"""A text that grows: you type, the model continues, you type again. Model and 
     Or else thou canst be
     >
 
-What you type is appended to the text as it is, and the model continues from there. Enter alone lets it go further,
+What you type is appended to the text as it is, and the model continues from there. Enter alone lets it write more,
 Ctrl-C stops it, Ctrl-D ends the program, and /help lists the rest.
 
-gpt2.stream sends the whole text through the model each time it is called. Here its hidden_states is one that keeps the
-keys and values of the text so far, so that only new tokens pass through the model. This works for every chapter over
+gpt2.stream sends the whole text through the model each time it is called. Here hidden_states is replaced by one that
+keeps the text's keys and values, so that only new tokens pass through the model. This works for every chapter built on
 gpt2: kernels, quantized weights, lookahead.
 
-When the context is full, the oldest half of the text is dropped. The rest then has other positions, so all of it passes
+When the context is full, the oldest half of the text is dropped. The rest then has new positions, so all of it passes
 through the model again.
 """
 
@@ -46,12 +46,12 @@ program. After a \ at its end, a line continues on the next one, so \ alone is a
 
 The settings and their values. A name without a value restores the initial one; names can be abbreviated.
 """
-ROOM = 3  # tokens beyond those asked for, as a character may take four
+ROOM = 3  # extra tokens, to finish the last character, which may take four
 BEGINS = re.compile(r'\n\0[^\n]|[.!?…]["\'”’)]*\0\s|[。！？][”」』）]*\0')  # \0 is where a line or sentence begins
 
 
 class Memory:
-    """hidden_states with a cache that is kept for the next text, as far as that begins with the same tokens."""
+    """hidden_states with a cache that is reused for the next text, as far as that begins the same (prefix caching)."""
 
     def __init__(self, model):
         self.model, self.ids, self.cache = model, [], None
@@ -62,19 +62,19 @@ class Memory:
         ids = self.ids[:past] + list(inputs)
         # at the start of a text, keep the common beginning, except for the last token, whose output is needed
         same = past or min(sum(itertools.takewhile(bool, map(operator.eq, self.ids, ids))), len(ids) - 1)
-        self.ids = ids[:same]  # first, so that ids and cache agree after Ctrl-C as well
+        self.ids = ids[:same]  # set first, so that ids and cache agree after Ctrl-C as well
         x = self.model.hidden_states(ids[same:], wte, wpe, blocks, ln_f, n_head, self.cache, same)
         self.ids = ids
         return x
 
 
 def cut(encoder, ids, n_ctx):  # list of int -> list of int
-    """The end of ids, a quarter to half of n_ctx long, which begins with a line or a sentence if possible."""
+    """The end of ids, a quarter to half of n_ctx long, from the start of a line or sentence if possible."""
     first, last = len(ids) - n_ctx // 2, len(ids) - n_ctx // 4
     for i in range(first, last):
         if BEGINS.search(f"{encoder.decode(ids[max(0, i - 3) : i])}\0{encoder.decode(ids[i : i + 1])}"):
             return ids[i:]
-    starts = (i for i in range(first, last) if to_bytes(encoder.decoder[ids[i]])[0] & 0xC0 != 0x80)  # of characters
+    starts = (i for i in range(first, last) if to_bytes(encoder.decoder[ids[i]])[0] & 0xC0 != 0x80)  # of a character
     return ids[next(starts, first) :]
 
 
@@ -102,7 +102,7 @@ class Session:
         self.ended = False
 
     def extend(self):
-        """Lets the model extend the text, and prints each piece at once. After Ctrl-C, the text ends as printed."""
+        """Lets the model extend the text, printed piece by piece. After Ctrl-C, the text ends where the output does."""
         n, *options = self.settings.values()
         if n == 0:
             return
@@ -128,7 +128,7 @@ class Session:
             pass
         finally:
             print(flush=True)
-            while len(self.encoder.decode(self.ids[begin:])) > len(shown):  # the beginning of a character
+            while len(self.encoder.decode(self.ids[begin:])) > len(shown):  # an incomplete character
                 self.ids.pop()
         if self.ended:
             note("the model has ended its text; after Enter it begins another")

@@ -2,16 +2,16 @@
 
     python -m beyond.kernels "ROMEO:" --model_size shakespeare
 
-NumPy applies the seven operations of gelu to the whole array one after another, on one core. A loop compiled by Numba
-does all seven, and adds the bias, while a number is in a register, and runs on all cores. Attention gains most: a query
+NumPy applies the seven operations of gelu to the whole array one after another, on one core. A fused loop, compiled by
+Numba, does all seven and adds the bias while each number is in a register, on all cores. Attention gains most: a query
 reads only the keys up to its own position, so no mask is needed, no masked score is computed, and scores stay in the
-processor's cache. A product of few rows reads each weight once, where BLAS, NumPy's library, first copies the matrix;
-for more than MOST_ROWS rows, BLAS is called.
+processor's cache. With few rows, the matrix product here reads each weight once, while BLAS, which NumPy calls, first
+copies the matrix; with more than MOST_ROWS rows, BLAS is called.
 
     params = kernels.prepare(params)
     ids = kernels.model.generate(inputs, params, n_head, 40)
 
-kernels.model is gpt2.py with these functions. prepare only makes views of the weights whose @ is the product here.
+kernels.model is gpt2.py with these functions. prepare only makes views of the weights, whose @ calls fast/products.py.
 """
 
 from llvmlite.binding import get_host_cpu_features
@@ -24,16 +24,16 @@ import cli
 import gpt2
 import utils
 
-# with AVX-512 the product here was faster than BLAS at every size measured; elsewhere BLAS may be faster
+# with AVX-512 the product here beat BLAS at every size measured; elsewhere BLAS may be faster
 MOST_ROWS = np.inf if get_host_cpu_features().get("avx512f") else 64
-AHEAD = 2**11  # keys and values are prefetched so many numbers before they are needed
+AHEAD = 2**11  # keys and values are prefetched this many numbers before they are needed
 
 
 # --- the small layers ---
 
 
 @compiled(fastmath=FAST, inline="always")
-def exp(x):  # float32 -> float32, exact to 2e-7; 2^n * e^r with |r| <= log(2) / 2, and e^r by its series
+def exp(x):  # float32 -> float32, accurate to 2e-7; 2^n * e^r, |r| <= log(2) / 2, e^r by its Taylor series
     x = min(max(x, np.float32(-87)), np.float32(88))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)  # log(2) in two parts, the first exact
@@ -127,7 +127,7 @@ def layer_norm(x, g, b, eps=1e-5):  # [..., n_embd] -> [..., n_embd]
 
 
 class Matrix(np.ndarray):
-    """A weight matrix. x @ w is the product here, where that is faster than BLAS."""
+    """A weight matrix. x @ w calls products.product where that is faster than BLAS."""
 
     def __rmatmul__(self, x):  # [..., n_in] @ [n_in, n_out] -> [..., n_out]
         w = self.view(np.ndarray)
@@ -188,7 +188,7 @@ def attend_one_by_one(q, k, v, seen, scale, out):  # [n_q, d], [n_k, d], [n_k, d
 
 
 @compiled(fastmath=FAST)
-def attend_in_blocks(q, k, v, seen, scale, out):  # as attend_one_by_one, but 16 queries at a time, by tile
+def attend_in_blocks(q, k, v, seen, scale, out):  # like attend_one_by_one, but 16 queries at a time, with tile
     (n_q, d), n_k = q.shape, len(k)
     n, width = (n_k + 63) // 64 * 64, (d + 63) // 64 * 64
     keys, values = np.zeros((d, n), np.float32), np.zeros((n_k, width), np.float32)
@@ -234,16 +234,16 @@ def _attend(q, k, v, seen, out):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / 
 
 
 def attend(q, k, v, seen):  # [h, n_q, d], [h, n_k, d], [h, n_k, d], [h / n, n_q] -> [h, n_q, d]
-    """Query i attends to the first seen[i] keys. Each row of seen is shared by n heads in succession."""
+    """Query i attends to the first seen[i] keys. Each row of seen is shared by n consecutive heads."""
     k, v = (x if x.strides[1:] == (4 * x.shape[2], 4) else np.ascontiguousarray(x) for x in (k, v))
-    # in memory [n_q, h, d], so that gpt2.mha merges the heads without a copy
+    # laid out as [n_q, h, d] in memory, so that gpt2.mha merges the heads without a copy
     out = np.empty((q.shape[1], q.shape[0], q.shape[2]), np.float32).swapaxes(0, 1)
     _attend(q, k, v, seen, out)
     return out
 
 
 def attention(q, k, v, mask):  # [..., n_q, d], [..., n_k, d], [..., n_k, d], [..., n_q, n_k] -> [..., n_q, d]
-    """As gpt2.attention. The mask must leave each query its first keys: only their number is taken from it."""
+    """Like gpt2.attention. The mask must allow each query a prefix of the keys; only the prefix lengths are used."""
     (*heads, n_q, d), n_k = q.shape, k.shape[-2]
     seen = np.full((1, n_q), n_k) if np.ndim(mask) == 0 else np.count_nonzero(mask == 0, axis=-1).reshape(-1, n_q)
     return attend(*(x.reshape(-1, *x.shape[-2:]) for x in (q, k, v)), seen).reshape(*heads, n_q, d)

@@ -2,19 +2,19 @@
 
     python -m beyond.lookahead "To be, or not to be" --model_size shakespeare --n_tokens_to_generate 200
 
-prints what gpt2.py prints and, on standard error, how many tokens a pass gave on average:
+prints what gpt2.py prints and, on standard error, the average number of tokens per pass:
 
     200 tokens in 73 passes: 2.74 per pass
 
 A pass reads every weight, whether for one token or for sixteen, so sixteen take only about three times as long as one.
-Where the last few tokens occurred before, in the prompt or the output, we guess that the same tokens follow again, and
+Where the last few tokens have occurred before, in the prompt or the output, we guess that the same tokens follow, and
 send the guesses through the model after the last token. Its logits give the right token at each position; guesses are
 kept up to the first wrong one. Dropping the others from the cache takes no work: past does not count them, and later
 tokens overwrite them. The idea is from https://arxiv.org/abs/2304.04487. A wrong guess costs at least the time of two
 tokens, so guesses are sent only after two in a row were right: text that never repeats itself takes no longer.
 
-A product of several rows may be rounded differently from that of a single row, in the seventh digit. Where two tokens
-are that close, or the drawn number is that close to the border between them, the texts may diverge.
+A matrix product with several rows may be rounded differently from one with a single row, in the seventh digit. Where
+two logits are that close, or the random number is that close to the boundary between two tokens, texts may diverge.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def stream(*args, **options):
 
 
 def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=None, top_p=None, seed=None, stop=None):
-    """Iterates over the lists of ids that the passes give: one id or more each, but none if the first is stop."""
+    """An iterator over the list of ids from each pass: at least one id, or none if the first is stop."""
     cli.check_inputs(inputs, params, n_tokens_to_generate, temperature, top_k, top_p, seed)
 
     def steps(ids):
@@ -62,7 +62,7 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
                 ids.append(next_id)
                 if next_id != guessed:
                     break
-                past += 1  # the cache has this one already
+                past += 1  # the cache already holds this token
             luck = luck + 1 if ids[n:] == guesses[: len(ids) - n] else 0
             yield ids[n:]
 
@@ -70,9 +70,9 @@ def passes(inputs, params, n_head, n_tokens_to_generate, temperature=0, top_k=No
 
 
 def guess(ids, followers, begin):  # list of int -> LONGEST ids, or none
-    """The ids that followed the last 3, else 2, else 1 of ids at an earlier position, repeated if they are too few.
+    """The ids that followed an earlier occurrence of the last 3 (else 2, else 1) of ids, repeated if they are too few.
 
-    followers: {ids before a position: the last such position}, which this updates with the positions from begin on.
+    followers: {n-gram: the position after its last occurrence}; this adds the positions from begin on.
     """
     for end in range(max(1, begin), len(ids)):
         for n in 1, 2, 3:

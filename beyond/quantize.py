@@ -1,20 +1,20 @@
-"""Quantization: weights of 8 or 4 bits. Decoding is limited by memory bandwidth, so smaller weights make it faster.
+"""Quantization: 8-bit or 4-bit weights. Decoding is limited by memory bandwidth, so smaller weights make it faster.
 
     python -m beyond.quantize "ROMEO:" --model_size shakespeare --bits 8
 
-With 8 bits a weight is an integer from -127 to 127 times a scale, one per output. With 4 bits the integer is from -7 to
-7, and there is a scale for every 64 inputs of an output. Rounding changes a weight by at most half a scale. The weight
+With 8 bits, a weight is an integer from -127 to 127 times a scale, one per output. With 4 bits, the integer is from -7
+to 7, and each output has a scale for every 64 inputs. Rounding changes a weight by at most half a scale. The weight
 matrix becomes an object that knows how to multiply: x @ w in gpt2.linear calls its __rmatmul__, so gpt2.py, and every
-chapter over it, runs with quantized params as they are. The product itself, in integers, is in fast/products.py.
+chapter built on it, runs unchanged with quantized params. The integer product itself is in fast/products.py.
 
-The first start writes the quantized model beside the checkpoint (model.int8 or model.int4) or to --weights; later ones
-map that file into memory and read only samples of the checkpoint, to notice if another one has taken its place.
+The first run writes the quantized model beside the checkpoint (model.int8 or model.int4) or to --weights; later runs
+map that file into memory and read only samples of the checkpoint, to notice if it has been replaced.
 
 The shakespeare model's held-out loss is 3.1399 nats per token in float32, 3.1392 with 8 bits and 3.1718 with 4. After
-988 and 839 of 1,000 pieces of held_out.txt, 40 tokens each, the most probable token is the same as in float32.
+988 and 839 of 1,000 pieces of held_out.txt, of 40 tokens each, the most probable token is the same as in float32.
 
-In the shape of 1558M, with random weights, on two cores: the file has 6.23 (float32), 1.57 and 0.89 GB; the command
-takes up to 6.1, 1.7 and 1.05 GB of memory, and 8.7 GB when it writes the file; a token takes 159, 40 and 25 ms with
+With random weights in the shape of 1558M, on two cores: the file is 6.23 (float32), 1.57 and 0.89 GB; the command takes
+up to 6.1, 1.7 and 1.05 GB of memory, and 8.7 GB when it writes the file; a token takes 159, 40 and 25 ms with
 --kernels.
 """
 
@@ -45,14 +45,14 @@ def quantize(w, bits):  # [n_in, n_out] float32 -> Quantized
 
 
 def dequantize(matrix):  # Quantized -> [n_in, n_out] float32
-    """The weights that the integers stand for: x @ matrix is x @ dequantize(matrix), but for the rounding of x."""
+    """The weights that the integers stand for: x @ matrix is x @ dequantize(matrix), except for the rounding of x."""
     return matrix.columns(np.arange(matrix.shape[1])).T
 
 
 class Quantized:
-    """A matrix [n_in, n_out] of weights of 8 or 4 bits.
+    """A matrix [n_in, n_out] of 8-bit or 4-bit weights.
 
-    packed [n_blocks, n_groups, n_bytes]: for each 64 outputs and 64 inputs, the bytes as lanes.add_products reads them.
+    packed [n_blocks, n_groups, n_bytes]: for each 64 outputs and 64 inputs, the bytes in lanes.add_products' order.
     scales [n_blocks, n_groups or 1, 64] float32: a weight is its integer times its scale.
     """
 
@@ -89,7 +89,7 @@ class Transposed:
     def __init__(self, T):
         self.T, self.shape = T, T.shape[::-1]
 
-    def take(self, ids, axis=0, **_):  # np.take(wte, ids, axis=0) calls it
+    def take(self, ids, axis=0, **_):  # np.take(wte, ids, axis=0) calls this
         return self.T.columns(ids)
 
 
@@ -110,7 +110,7 @@ def convert(params, bits):
 
 
 def layout_of(shapes, bits):
-    """{name: (type, shape)} of the arrays in a file of quantized params; shapes: those of the params in float32."""
+    """{name: (type, shape)} of the arrays in a file of quantized params; shapes: those of the float32 params."""
     layout = {}
     for name, shape in shapes.items():
         if name == "wte" or name.endswith("/w"):
@@ -136,7 +136,7 @@ def arrays_of(params):
 
 
 def params_of(arrays, shapes):
-    """Quantized params of such arrays."""
+    """The quantized params made of arrays like those from arrays_of."""
     found = {}
     for name, shape in shapes.items():
         if f"{name}/packed" in arrays:
@@ -148,7 +148,7 @@ def params_of(arrays, shapes):
 
 
 def load(model_size, models_dir, bits=8, weights=None):
-    """(encoder, hparams, params) as utils gives them, with quantized params; writes their file if there is none.
+    """(encoder, hparams, params) as utils returns them, with quantized params; writes their file if it is missing.
 
     weights: the file; by default model.int8 or model.int4 in the model's folder. Raises ValueError or OSError.
     """

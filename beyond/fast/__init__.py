@@ -1,2 +1,2 @@
-"""Fast inference: SIMD for Numba (lanes.py), the product with quantized weights (products.py), the file with them
-(quantized_file.py), and the flags --kernels, --bits, --weights and --lookahead (flags.py)."""
+"""Fast inference: SIMD for Numba (lanes.py), matrix products (products.py), the file that caches quantized
+weights (quantized_file.py), and the flags --kernels, --bits, --weights and --lookahead (flags.py)."""

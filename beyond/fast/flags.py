@@ -1,8 +1,8 @@
-"""The flags --kernels, --bits, --weights and --lookahead for every command that has them, freely combined.
+"""The flags --kernels, --bits, --weights and --lookahead for every command that takes them, in any combination.
 
     python -m beyond.complete "ROMEO:" --model_size shakespeare --kernels --bits 8 --lookahead
 
-kernels.py is a variant of gpt2, quantize.py returns other params, and lookahead.py calls whichever gpt2 it is made over
+kernels.py is a variant of gpt2, quantize.py returns other params, and lookahead.py calls whichever gpt2 it is built on
 (see beyond/__init__.py).
 """
 
@@ -38,7 +38,7 @@ def load(model_size, models_dir, kernels=False, bits=None, weights=None):
 
 
 def with_lookahead(model):
-    """lookahead.py over a gpt2: the same stream and generate, and passes."""
+    """lookahead.py built on the given gpt2: the same stream and generate, plus passes."""
     from beyond import lookahead
 
     return variant(lookahead, gpt2=model)

@@ -12,7 +12,7 @@ import os
 import pathlib
 
 # A thread that waits for work must not take the core from NumPy's threads. Numba's pool reads both variables when
-# it starts; GNU's spins for some microseconds before it sleeps, as waking a thread takes longer than a small product.
+# it starts; GNU's spins for a few microseconds before it sleeps, as waking a thread takes longer than a small product.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -24,24 +24,24 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
-FAST = {"contract", "reassoc", "nsz"}  # sums in any order; multiply-add rounded once
-FILES = sorted(pathlib.Path(__file__).parent.glob("*.py"))  # whose functions become part of those that call them
-FEW = 2**14  # numbers: processing so few takes less time than waking a thread (3 us, and 100 if its core is busy)
+FAST = {"contract", "reassoc", "nsz"}  # sums in any order; multiply-add rounded once (FMA)
+FILES = sorted(pathlib.Path(__file__).parent.glob("*.py"))  # their functions are inlined into their callers
+FEW = 2**14  # numbers: processing this few takes less time than waking a thread (3 us, and 100 if its core is busy)
 
 
 def compiled(function=None, **options):
-    """numba.njit that caches its machine code for the next start, if Numba finds a folder that it can write to.
+    """numba.njit that caches its machine code for the next run, if Numba finds a folder that it can write to.
 
-    Division by zero gives inf, as in NumPy. Python's exception would be a branch, which keeps LLVM from vectorizing.
+    Division by zero gives inf, as in NumPy. Python's exception would need a branch, which keeps LLVM from vectorizing.
     """
     if function is None:
         return functools.partial(compiled, **options)
     options = {"error_model": "numpy", **options}
     try:
         made = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no such folder: compiled again at each start
+    except RuntimeError:  # no such folder: compiled again in each run
         return numba.njit(function, **options)
-    cache = made._cache._cache_file  # knows the version of the function's file; those of the files here matter as well
+    cache = made._cache._cache_file  # tracks changes to the function's own file; the files here matter as well
     cache._source_stamp = cache._source_stamp, [(one.stat().st_mtime_ns, one.stat().st_size) for one in FILES]
     return made
 
@@ -51,7 +51,7 @@ SHORTS, WIDE, INTS = (ir.VectorType(of, n) for of, n in ((I16, 32), (I32, 32), (
 
 
 class Lanes(types.Type):
-    """Numba's type for a vector of n numbers, each of the LLVM type of."""
+    """Numba's type for a vector of n numbers of the LLVM type `of`."""
 
     def __init__(self, n, of):
         self.of = ir.VectorType(of, n)
@@ -68,19 +68,19 @@ SIXTEEN, MANY, MANY_INTS = Lanes(16, F32), Lanes(64, F32), Lanes(64, I32)
 
 
 def address(context, builder, array, value, i, of):
-    """A pointer to item i of a flat array, cast to the LLVM type of."""
+    """A pointer to item i of a flat array, cast to point to the LLVM type `of`."""
     data = arrayobj.make_array(array)(context, builder, value).data
     return builder.bitcast(builder.gep(data, [i]), of.as_pointer())
 
 
 def spread(builder, value, of):
-    """The same value in all lanes."""
+    """The same value in all lanes (a broadcast)."""
     one = builder.insert_element(ir.Constant(of, ir.Undefined), value, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, of.count), None))
 
 
 def add_product(builder, total, a, b):
-    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])  # one fma where there is one
+    return builder.fadd(total, builder.fmul(a, b, flags=["contract"]), flags=["contract"])  # one FMA if the CPU has it
 
 
 @intrinsic
@@ -120,7 +120,7 @@ def store(typing, lanes, array, i):  # array[i:i + n] = lanes
 
 
 @intrinsic
-def fma(typing, total, x, lanes):  # total + x * lanes; x is one number or a vector
+def fma(typing, total, x, lanes):  # total + x * lanes; x is a scalar or a vector
     def generate(context, builder, signature, args):
         x_lanes = args[1] if x == lanes else spread(builder, args[1], lanes.of)
         return add_product(builder, args[0], x_lanes, args[2])
@@ -129,7 +129,7 @@ def fma(typing, total, x, lanes):  # total + x * lanes; x is one number or a vec
 
 
 @intrinsic
-def times(typing, x, lanes):  # x * lanes; x is one number
+def times(typing, x, lanes):  # x * lanes; x is a scalar
     def generate(context, builder, signature, args):
         return builder.fmul(spread(builder, args[0], lanes.of), args[1])
 
@@ -192,7 +192,7 @@ def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + the 
     def shifted(shift, shorts, n):
         return shift(shorts, ir.Constant(SHORTS, [n] * 32))
 
-    for first in 0, 8:  # the even bytes, then the odd ones, as integers of 16 bits
+    for first in 0, 8:  # the even bytes, then the odd ones, as 16-bit integers
         a = shifted(builder.lshr, shifted(builder.shl, w, 8 - first), 8)
         b = shifted(builder.ashr, shifted(builder.shl, x, 8 - first), 8)
         products = builder.mul(builder.sext(a, WIDE), builder.sext(b, WIDE))
@@ -204,9 +204,9 @@ def add_bytes(context, builder, total, w, x):  # [16] int32 each -> total + the 
 
 @intrinsic
 def add_products(typing, totals, w, i, x, j):  # 64 sums + the products of 256 bytes of w with x[j], x[j + 1], ...
-    """Each lane has 4 bytes of w: weights of 8 bits (int8) for 4 inputs, or of 4 bits (uint8) for 8 inputs, the first 4
-    of them in the low bits. They are multiplied as unsigned integers: weights of 8 bits get 128 added here, by flipping
-    the sign bit; weights of 4 bits got 8 added when they were packed."""
+    """Each lane has 4 bytes of w: 8-bit weights (int8) for 4 inputs, or 4-bit weights (uint8) for 8 inputs, the first 4
+    of them in the low bits. They are multiplied as unsigned integers: 8-bit weights have 128 added here, by flipping
+    the sign bit; 4-bit weights had 8 added when they were packed."""
     bits = 8 if w.dtype == types.int8 else 4
 
     def generate(context, builder, signature, args):

@@ -1,10 +1,10 @@
-"""Matrix products that Numba compiles: of float32 with few rows, and with quantized weights.
+"""Matrix products compiled by Numba: of float32 with few rows, and with quantized weights.
 
-BLAS copies w before it multiplies, which does not pay for few rows. Here each weight is read once.
+BLAS copies w before it multiplies, which does not pay off for few rows. Here each weight is read once.
 
 With quantized weights (beyond/quantize.py) bytes are multiplied by bytes and added as integers, exactly. The inputs
-become integers of 15 bits, in two bytes: n = 128 * high + low. Every 64 numbers of a row have a scale, so that a large
-number costs only those 64 their precision. One byte would halve the work at no higher loss, but the last bit of a
+become 15-bit integers, in two bytes: n = 128 * high + low. Every 64 numbers of a row have a scale, so that an
+outlier costs only those 64 their precision. One byte would halve the work at no higher loss, but the last bit of a
 float32, which differs between chapters, would soon change a byte, and with it the text.
 """
 
@@ -15,18 +15,18 @@ from beyond.fast.lanes import (
     summed, times, zeros16,
 )  # fmt: skip
 
-GROUP = 64  # inputs that share a scale, in x and in weights of 4 bits
-ROWS = 32  # at a time: their sums, and the weights that they are multiplied with, stay in the nearest cache
-AHEAD = 2**13  # weights are prefetched so many bytes before they are needed
+GROUP = 64  # inputs that share a scale, in x and in 4-bit weights
+ROWS = 32  # at a time: their sums, and the weights that they are multiplied by, stay in the L1 cache
+AHEAD = 2**13  # weights are prefetched this many bytes before they are needed
 
 
 # --- float32, few rows ---
 
 
 @compiled(parallel=True, fastmath=FAST)
-def _row(x, w, out):  # [n_in], [n_in, n_out] -> [n, n_out], n parts of the sum
+def _row(x, w, out):  # [n_in], [n_in, n_out] -> [n, n_out], n partial sums
     n = len(out)
-    for part in prange(n):  # each reads its rows of w in the order of memory
+    for part in prange(n):  # each reads its rows of w in memory order
         out[part] = 0
         for k in range(len(x) // 4 * part // n * 4, len(x) // 4 * (part + 1) // n * 4, 4):
             for c in range(w.shape[1]):
@@ -45,7 +45,7 @@ def _row_transposed(x, w, out):  # [n_in], [n_out, n_in] -> [n_out]
 
 @compiled(inline="always")
 def tile(x, j, n_in, w, i, n_out, out, o, width, n):  # all flat: four rows of out[o:o + 64] += x[j:j + n] @ w[i:, :64]
-    """n_in, n_out and width are the distances between rows of x, w and out."""
+    """n_in, n_out and width are the row strides of x, w and out."""
     a, b, c, d = load64(out, o), load64(out, o + width), load64(out, o + 2 * width), load64(out, o + 3 * width)
     for k in range(j, j + n):
         prefetch(w, i + 64)
@@ -61,7 +61,7 @@ def _product(x, w, out):  # out = [4 * n, n_in] @ [n_in, 64 * m]
     (n_in, n_out), n_strips = w.shape, w.shape[1] // 64
     flat_x, flat_w, flat = x.reshape(-1), w.reshape(-1), out.reshape(-1)
     for part in prange((n_strips + 5) // 6):
-        for first in range(0, len(x), 64):  # 64 rows of x and out stay in the nearest caches
+        for first in range(0, len(x), 64):  # 64 rows of x and out stay in the L1 and L2 caches
             out[first : first + 64, part * 384 : part * 384 + 384] = 0
             for k in range(0, n_in, 64):  # 64 rows of w are read at a time, and used for all of these rows
                 n = min(64, n_in - k)
@@ -76,7 +76,7 @@ def fma4(total, x, w):
 
 
 @compiled(inline="always")
-def four_rows(flat, i, step):  # 16 numbers of each
+def four_rows(flat, i, step):  # 16 numbers from each
     return load16(flat, i), load16(flat, i + step), load16(flat, i + 2 * step), load16(flat, i + 3 * step)
 
 
@@ -100,7 +100,7 @@ def _product_transposed(x, w, out):  # [4 * n, 16 * m] @ [n_out, 16 * m].T
 
 def one_row(x, w, straight):  # [n_in], [n_in, n_out] -> [n_out]
     if straight:
-        parts = np.empty((8, w.shape[1]), np.float32)  # 8 for any number of threads, so that all round alike
+        parts = np.empty((8, w.shape[1]), np.float32)  # always 8: rounding must not depend on the thread count
         _row(x, w, parts)
         return parts.sum(axis=0)
     out = np.empty(w.shape[1], np.float32)
@@ -124,7 +124,7 @@ def product(x, w, straight):  # [n, n_in], [n_in, n_out] -> [n, n_out]
 @compiled(fastmath=FAST)
 def quantize_row(x, r, offset, ints, scales, starts):  # [n_in] -> row r of each group
     for g in range(len(scales)):
-        highest = np.float32(1e-32)  # less would make a factor infinite
+        highest = np.float32(1e-32)  # anything less would make a factor infinite
         for k in range(g * GROUP, (g + 1) * GROUP):
             highest = larger(highest, abs(x[k]))
         scales[g, r] = highest / np.float32(127 * 128)
@@ -144,7 +144,7 @@ def quantize_row(x, r, offset, ints, scales, starts):  # [n_in] -> row r of each
 
 @compiled(parallel=True)
 def _quantize_rows(x, offset, ints, scales, starts):  # [n, n_in] -> [n_groups, n, 2, 64], twice [n_groups, n]
-    """x is nearly (128 * ints[:, :, 0] + ints[:, :, 1]) * scales. starts cancels what the weights' offset adds."""
+    """x is approximately (128 * ints[:, :, 0] + ints[:, :, 1]) * scales. starts cancels the weights' offset."""
     if x.size <= FEW:
         for r in range(len(x)):
             quantize_row(x[r], r, offset, ints, scales, starts)

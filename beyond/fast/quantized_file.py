@@ -1,7 +1,7 @@
-"""The file that caches quantized weights. It is mapped into memory, so that only weights that are used are read.
+"""The file that caches quantized weights. It is memory-mapped, so that only weights that are used are read.
 
 It has the format of safetensors (https://github.com/huggingface/safetensors): the length of the header in 8 bytes, the
-header in JSON, the arrays. All of the header but a digest follows from the model's sizes, so a file is accepted only if
+header in JSON, the arrays. Except for digests, the header follows from the model's sizes, so a file is accepted only if
 its header is, byte for byte, the expected one, and nothing in the file decides where compiled code reads.
 """
 
@@ -54,7 +54,7 @@ def source_of(model_dir, hparams, bits):
 
 
 def write(path, arrays, layout, source):
-    """Writes {name: array} in the layout. To be called by one process at a time. Raises OSError."""
+    """Writes {name: array} in the layout. Only one process may call this at a time. Raises OSError."""
 
     def fill(part):
         with open(part, "wb") as file:
@@ -68,14 +68,14 @@ def write(path, arrays, layout, source):
 
     folder, name = os.path.split(os.path.realpath(path))
     root, ending = os.path.splitext(name)
-    for left in filter(writing.is_part, os.listdir(folder)):  # over from killed processes
+    for left in filter(writing.is_part, os.listdir(folder)):  # left by a kill
         if left.startswith(f"{root}.") and left.endswith(f".part{ending}"):
             os.remove(os.path.join(folder, left))
     writing.write_whole(path, fill)
 
 
 def read(path, layout, source):
-    """{name: array}, mapped, from a file that write made; None if there is no file, or it has another source.
+    """{name: array}, memory-mapped, from a file made by write; None if the file is missing or has another source.
 
     Raises ValueError for a file of another kind, and for one whose header or numbers have changed.
     """
