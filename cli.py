@@ -1,9 +1,9 @@
-"""What all commands share: arguments, --help, checks, errors in one line, the prompt, and the printed completion.
+"""What all commands share: arguments, --help, checks, one-line errors, the prompt, and the printed completion.
 
     if __name__ == "__main__":
         run(main)
 
-turns a function into a command. Its parameters are the flags, its docstring is what --help prints. An argument stays a
+turns a function into a command. Its parameters are the flags, and --help prints its docstring. An argument stays a
 string, as typed, if its parameter is annotated as str, has a string as its default, or has neither annotation nor
 default; a parameter whose default is True or False is a switch; all other arguments are parsed as Python literals.
 """
@@ -23,17 +23,17 @@ import numpy as np
 from utils import VERSION
 
 HELP = {  # what --help prints about flags that several commands share; the rest is in the docstring of each main
-    "prompt": 'The text to continue. "-" reads standard input; without a prompt, so does a pipe or a redirected file; '
+    "prompt": 'The text to continue. "-" reads it from standard input, as is the default for a pipe or a file; '
     '"" starts from nothing. If it begins with a dash, write --prompt="- like this".',
     "n_tokens_to_generate": "How many tokens to add, 0 or more; together with the prompt at most n_ctx (1024).",
     "model_size": "124M, 355M, 774M, 1558M (downloaded at first use: 0.5 to 6.2 GB), shakespeare or another folder in "
     "models_dir.",
     "models_dir": "The folder that holds the models; by default the one that comes with this program.",
     "temperature": "0 always takes the most probable token; higher values make the output more random.",
-    "top_k": "At a temperature above 0, samples from the k most probable tokens only, 1 or more. By default from all.",
+    "top_k": "At a temperature above 0, samples only from the k most probable tokens, 1 or more. By default from all.",
     "top_p": "At a temperature above 0, samples from the smallest set of tokens whose probabilities sum to at least p, "
-    "0 to 1. By default from all.",
-    "seed": "At a temperature above 0, the same seed, 0 or more, gives the same text. By default it differs each time.",
+    "0 to 1. By default all are kept.",
+    "seed": "At a temperature above 0, a seed, 0 or more, makes the text repeatable. By default it differs each time.",
 }
 
 RENAMED = {}  # {a flag's old name: its new one}, for "did you mean"
@@ -127,7 +127,7 @@ class Shown(str):
 
 
 def show(pieces, n_tokens):
-    """Joins the pieces of a text, one for each of at most n_tokens tokens.
+    """Joins the pieces of a text, one piece per token, at most n_tokens.
 
     If standard output is a terminal, prints each piece as it is generated, ends the line at the end or at Ctrl-C, and
     returns Shown, so that run does not print it again. Otherwise shows a progress bar on standard error.

@@ -87,7 +87,7 @@ def fields(message):
     return found
 
 
-CRC = list(range(256))  # the checksum of each byte
+CRC = list(range(256))  # a lookup table: the checksum of each byte
 for _ in range(8):
     CRC = [value >> 1 ^ (value & 1) * 0x82F63B78 for value in CRC]
 

@@ -113,8 +113,8 @@ def problem_of(path, digest, size):
 def locked(path, wait=True):
     """Lets one process at a time run the block, which writes path, a file or folder that need not exist yet.
 
-    The lock is a file beside it, .NAME.lock, deleted at the end; a file left by a killed process does not lock. Raises
-    OSError if the lock cannot be created and, with wait=False, ValueError if another process holds it.
+    The lock is a file beside it, .NAME.lock, deleted at the end; one left by a killed process does not block others.
+    Raises OSError if the lock cannot be created and, with wait=False, ValueError if another process holds it.
     """
     from filelock import FileLock, Timeout
 
@@ -254,7 +254,7 @@ def _load(model_dir, is_openais=False):
     """(encoder, hparams, params) of a folder. Raises ValueError or OSError if a file is missing or damaged."""
     found = {one.name for one in os.scandir(model_dir) if one.is_file()} if os.path.isdir(model_dir) else set()
     if any(re.fullmatch(r"model\.ckpt\.data-\d{5}-of-\d{5}", name) for name in found):
-        found.add(DATA)  # the numbers may be in several files, which the index lists
+        found.add(DATA)  # the weights may be in several files, which the index lists
     if missing := [name for name in FILES if name not in found]:
         raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}: a model is a folder with {', '.join(FILES)}")
     try:

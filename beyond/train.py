@@ -10,7 +10,7 @@ The forward pass is gpt2.gpt2 itself, with jax.numpy as its np; jax.vmap adds th
 gradients, and jax.jit compiles it all. Only transformer_block, for dropout, and linear, for weights that are split by
 heads, are redefined (learn/learner.py). All learning chapters share one training loop (learn/loop.py).
 
-A larger text first becomes a corpus (beyond/corpus.py). --dry_run estimates time and memory (learn/plan.py), --mesh
+Convert a larger text to a corpus first (beyond/corpus.py). --dry_run estimates time and memory (learn/plan.py), --mesh
 splits the work over devices, and --coordinator over machines, which all need the corpus and a shared models_dir.
 """
 

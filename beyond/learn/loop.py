@@ -58,7 +58,7 @@ def updater(loss, optimizer, seed, mesh, fixed=(), ema=0):
 
 
 def averaged(average, params, step, ema):
-    """The exponential moving average of the weights with decay ema; less at first, to forget the initial weights."""
+    """The exponential moving average of the weights with decay ema; less at first, to forget the start."""
     if average is None:
         return None
     kept = jnp.minimum(ema, (1 + step) / (10 + step))
@@ -142,7 +142,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
     mesh: by default all devices share the batch. micro_batch_size: examples that a device works on at a time.
     speed(steps per second) -> a text for the progress bar; after_two(seconds per step, steps left) is called once.
     history: [step, mean loss since the previous row, held-out loss (also of the average)] for each evaluation.
-    The folder keeps the state until the caller calls finish(folder). All processes get the same; process 0 writes.
+    The folder keeps the state until the caller calls finish(folder). All processes return the same; process 0 writes.
     Raises ValueError if a loss is not finite, or if the state in folder belongs to other settings.
     """
     from tqdm import tqdm
@@ -162,7 +162,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
     update = update_of(steps)
     run = Run(params, start, folder, settings, steps, mesh)
     if run.history:
-        save(run.best, run.history)  # in case the kill came between the state and the model
+        save(run.best, run.history)  # the run may have been killed after its state was saved, but before its model was
     times = []
     with (
         tqdm(desc="training", total=steps, initial=run.step, disable=None if is_process_0() else True) as bar,
