@@ -96,7 +96,7 @@ def check_numbers(array):
 
 
 def read_prompt(prompt):
-    """The prompt itself; or standard input for "-", and for None unless standard input is a terminal.
+    """The prompt; "-" stands for standard input, and so does None unless that is a terminal.
 
     Removes the final newline, as a shell's $(...) does, and the byte-order mark that some editors write first.
     Bytes that are not UTF-8 become lone surrogates.
@@ -171,7 +171,7 @@ def run(main, help=None):
         if sys.stdout is None:
             raise OSError("standard output is closed, so there is nowhere to print to")
         sys.stdout.reconfigure(errors="replace")  # characters missing from the terminal's encoding become "?"
-        with np.errstate(all="ignore"):  # an overflow shows in the result or in an error of our own
+        with np.errstate(all="ignore"):  # checks of our own find infinities and NaN
             result = main(*args, **kwargs)
         if result is not None and not isinstance(result, Shown):
             print(result, flush=True)
@@ -310,7 +310,7 @@ def expand_home(arg):
 
 
 def usage(main, *words):
-    """How to type the command, with its required arguments."""
+    """The command as it is entered in a shell, with its required arguments."""
     spec, path = getattr(sys.modules["__main__"], "__spec__", None), sys.argv[0]
     program = f"python -m {spec.name}" if spec else f"python {path}" if ".py" in path else os.path.basename(path)
     if spec and " " in path:  # the word that selected main
@@ -320,7 +320,7 @@ def usage(main, *words):
 
 
 def typed(parameter):
-    """How a required parameter is typed."""
+    """A required argument as it is entered in a shell."""
     name = parameter.name.upper()
     kinds = {parameter.VAR_POSITIONAL: f"{name} ...", parameter.KEYWORD_ONLY: f"--{parameter.name}={name}"}
     return kinds.get(parameter.kind, name)

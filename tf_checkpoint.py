@@ -39,13 +39,13 @@ def read_index(prefix):
     def block(handle):
         """The (key, value) pairs of the block at a handle, which is an offset and a size."""
         offset, size = varint(handle), varint(handle)
-        end = offset + size + 1  # a byte that is 0 if the block is not compressed ends it; the checksum follows
+        end = offset + size + 1  # its last byte is 0 if it is not compressed; a checksum follows
         if table[end - 1] or masked(crc32c(table[offset:end])) != int.from_bytes(table[end : end + 4], "little"):
             raise ValueError
         return pairs(table[offset : end - 1])
 
     try:
-        footer = io.BytesIO(table[-48:])  # two handles: of a block that is not needed here, and of the list of blocks
+        footer = io.BytesIO(table[-48:])  # the handles of the metaindex block, not needed here, and of the index block
         varint(footer), varint(footer)
         found = {name: fields(value) for _, handle in block(footer) for name, value in block(io.BytesIO(handle))}
         n_files = found.pop(b"")[1][0]
@@ -62,7 +62,7 @@ def read_index(prefix):
 
 
 def varint(stream):
-    """Reads an integer: seven bits per byte, low bits first; the high bit of a byte says that another one follows."""
+    """Reads an integer: seven bits per byte, little-endian; the high bit is set if another byte follows."""
     byte = stream.read(1)[0]
     return byte if byte < 128 else byte - 128 + 128 * varint(stream)
 

@@ -63,7 +63,7 @@ def download_gpt2_files(model_size, model_dir):
     """Downloads a model's files into model_dir from {GPT2_MODELS_URL}/{model_size}/, by default OpenAI's address.
 
     A file is called NAME.part until it is complete and verified; the next call resumes it. Existing files with the
-    right digest (or size, if no digest is known) are kept. Raises OSError: no network, no space, wrong bytes.
+    right digest (or size, if no digest is known) are kept. Raises OSError if the network or the disk fails.
     """
     import requests
 
@@ -204,7 +204,7 @@ def load_encoder_hparams_and_params(model_size, models_dir):
 
     If wte has more rows than there are tokens (some checkpoints pad it to a multiple of 64), the extra rows are dropped
     and n_vocab is the number of tokens, so that no id without a token can be chosen.
-    Raises ValueError or OSError: no such model, a file that is missing or damaged, a failed download.
+    Raises ValueError or OSError if there is no such model, a file is missing or damaged, or a download fails.
     """
     model_size = str(model_size)
     model_dir = folder_of(model_size, models_dir)
@@ -291,7 +291,7 @@ def load_gpt2_params_from_tf_ckpt(tf_ckpt_path, hparams):
     """
     entries = tf_checkpoint.read_index(tf_ckpt_path)
     misfit = f"{tf_ckpt_path} does not fit hparams.json"
-    if (last := f"model/h{hparams['n_layer'] - 1}/ln_1/g") not in entries:  # before shapes_of lists millions of layers
+    if (last := f"model/h{hparams['n_layer'] - 1}/ln_1/g") not in entries:  # so that shapes_of need not list millions
         raise ValueError(f"{misfit}: {last} is missing, but n_layer is {hparams['n_layer']}")
     shapes = shapes_of(**{name: hparams[name] for name in HPARAMS})
     for name, shape in shapes.items():

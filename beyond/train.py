@@ -11,7 +11,7 @@ gradients, and jax.jit compiles it all. Only transformer_block, for dropout, and
 heads, are redefined (learn/learner.py). All learning chapters share one training loop (learn/loop.py).
 
 Convert a larger text to a corpus first (beyond/corpus.py). --dry_run estimates time and memory (learn/plan.py), --mesh
-splits the work over devices, and --coordinator over machines, which all need the corpus and a shared models_dir.
+splits the work over devices, and --coordinator over machines. All machines need the corpus and a shared models_dir.
 """
 
 import functools
@@ -107,8 +107,8 @@ def main(
 ):  # fmt: skip
     """Trains a GPT-2 from scratch on the first nine tenths of a text, and prints its loss on the last tenth.
 
-    The new folder gets a model's seven files, with the weights that did best on that tenth; held_out.txt, that tenth
-    itself; and loss.svg. After a kill the same command resumes from the last evaluation, on any number of devices.
+    The new folder holds a model's seven files, with the weights that had the lowest loss on that tenth; held_out.txt,
+    which is that tenth; and loss.svg. After a kill the same command resumes, on any number of devices.
 
     Args:
         text: The path of a UTF-8 text, - for standard input, or a folder made by beyond.corpus. At most 1,048,576
@@ -124,9 +124,9 @@ def main(
         minutes: Instead of steps: about how long to train, as estimated from the first five updates.
         batch_size: Sequences of n_ctx tokens per update.
         learning_rate: The peak learning rate, reached after the warm-up.
-        weight_decay: The share of the blocks' matrices that each update removes, times the learning rate.
+        weight_decay: The weight decay of the blocks' matrices; each update subtracts it times the learning rate.
         dropout_rate: From 0 to 0.99: the share of the embedding and of each branch that is dropped during training.
-        bpe_dropout: From 0 to 0.99: the share of merges that is left out in three of four sequences, so that the same
+        bpe_dropout: From 0 to 0.99: the share of merges that is skipped in three out of four sequences, so that a
             text is tokenized differently each time.
         ema: From 0 to 0.99999: the decay of an exponential moving average of the weights, which is saved if it has a
             lower loss than the weights. 0 for none.
@@ -136,7 +136,7 @@ def main(
         dtype: float32, or bfloat16 for the matrix products alone, which is several times faster on GPUs and TPUs.
         rematerialize: Gradient checkpointing: keeps only the input of each block and recomputes its activations: less
             memory, a third more work.
-        micro_batch_size: Sequences that a device works on at a time; gradients are accumulated, so that a batch need
+        micro_batch_size: Sequences that a device processes at a time; gradients are accumulated, so that a batch need
             not fit into memory. By default 1 on a CPU, elsewhere all.
         dry_run: Prints the time and memory that the run would take, on this machine or, with --dry_run=H100, A100 or
             L4, on a mesh of such devices.

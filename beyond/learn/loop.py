@@ -79,7 +79,7 @@ def in_parts(batch, mesh, micro_batch_size):
 class Run:
     """The progress of a training run.
 
-    tree: see begin; best: the weights with the lowest held-out loss so far, in NumPy; losses: of each step since the
+    tree: see begin; best: the weights with the lowest held-out loss so far, in NumPy; losses: one per step since the
     last evaluation; history: see fit.
     """
 
@@ -117,7 +117,7 @@ class Run:
         return self.losses[-1]
 
     def evaluate(self, held_out, save):
-        """Adds a row to the history, saves the state and, if they are the best so far, the weights."""
+        """Adds a row to the history, and saves the state and the weights if those are the best so far."""
         candidates = [weights for weights in (self.tree[0], self.tree[2]) if weights is not None]
         found = [held_out(weights) for weights in candidates]
         self.check(sum(found))
@@ -137,7 +137,7 @@ def fit(params, loss, draw, held_out, save, optimizer, folder, settings, fixed=(
 
     loss(params, example, key, *fixed) -> float; draw(rng) -> a batch: an array [batch_size, ...] or a tree of them;
     held_out(params) -> float; optimizer(steps) -> an optax optimizer.
-    settings: all that affect the result, with eval_every, seed, steps (None: as many as fit in minutes); optionally ema
+    settings: what affects the result, with eval_every, seed, steps (None: as many as fit in minutes); optionally ema
     (see averaged; the better weights are kept) and patience (stop after this many evaluations without a new best).
     mesh: by default all devices share the batch. micro_batch_size: examples that a device works on at a time.
     speed(steps per second) -> a text for the progress bar; after_two(seconds per step, steps left) is called once.
