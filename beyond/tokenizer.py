@@ -21,6 +21,7 @@ import json
 import os
 
 from beyond.files import reading, writing
+from beyond.formats.vocabulary import merges_file
 import cli
 from encoder import BYTE_TO_CHAR, WORDS, Encoder
 
@@ -103,7 +104,7 @@ def contents(merges):
     """{filename: text} of encoder.json and vocab.bpe."""
     return {
         "encoder.json": json.dumps(vocabulary(merges)),
-        "vocab.bpe": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
+        "vocab.bpe": merges_file(map(" ".join, merges)),
     }
 
 
